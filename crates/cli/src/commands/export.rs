@@ -1,0 +1,127 @@
+//! `export`: what comes of a run or an adapter, without a device.
+
+use std::path::{Path, PathBuf};
+
+use qwen_tune_model::Parameters;
+use qwen_tune_qwen::ModelDir;
+use qwen_tune_qwen::export::{self, Change, ExportKind as Kind};
+use qwen_tune_train::{Artefact, Checkpoints};
+use qwen_tune_weights::Checkpoint;
+use qwen_tune_weights::peft::Adapter;
+
+use super::loaded::{final_adapter, read_adapter};
+use super::{DONE, Ended, failed, written};
+use crate::args::{ExportArgs, ExportKind};
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::plan::{Plan, model_faults};
+use crate::recipe::{Parsed, Purpose, Recipe, RecipeDoc, Setting};
+use crate::terminal::Printer;
+
+/// Makes every `[[export]]` of a finished run below its directory; full fine-tuning without any makes the merged model.
+pub(super) fn export_run(plan: &Plan, parameters: &Parameters) -> Result<Vec<PathBuf>, Diagnostics> {
+    let mut kinds: Vec<Kind> = plan.recipe.export.iter().map(|e| e.to).collect();
+    if kinds.is_empty() && matches!(plan.trained.artefact, Artefact::Full) {
+        kinds.push(Kind::Merged);
+    }
+    let adapter = plan.trained.artefact.adapter(parameters);
+    let full = if adapter.is_none() { Some(full_tensors(&plan.directory)?) } else { None };
+    let mut made = Vec::new();
+    for kind in kinds {
+        let out = plan.directory.join("export").join(match kind {
+            Kind::Merged => "merged",
+            _ => "adapter",
+        });
+        make(kind, &plan.model, adapter.as_ref(), full.as_ref(), &out)?;
+        made.push(out);
+    }
+    Ok(made)
+}
+
+fn make(
+    kind: Kind,
+    model: &ModelDir,
+    adapter: Option<&Adapter>,
+    full: Option<&Checkpoint>,
+    out: &Path,
+) -> Result<(), Diagnostics> {
+    let told = |errors: Vec<export::ExportError>| super::train::export_failed(&errors);
+    match (kind, adapter) {
+        (Kind::Merged, _) => {
+            let full = full.map(|full| Change::Full(full));
+            let change = adapter.map(Change::Adapter).or(full).expect("invariant: a run trains one or the other");
+            export::merge(model, change, out).map_err(told).map(|_| ())
+        }
+        (Kind::Adapter, Some(adapter)) => {
+            export::save_adapter(model, adapter, out, qwen_tune_weights::Dtype::F32).map_err(told)
+        }
+        (Kind::Adapter, None) => {
+            let message = "full fine-tuning has no adapter to export";
+            Err(Diagnostic::mistake("no-adapter", message).hint("use `to = \"merged\"`").into())
+        }
+        (Kind::Gguf | Kind::AdapterGguf, _) => {
+            let message = "GGUF export is not there yet";
+            Err(Diagnostic::mistake("not-there-yet", message).hint("use `--to merged` and convert that").into())
+        }
+    }
+}
+
+pub(super) fn run(args: &ExportArgs, printer: &Printer) -> Ended {
+    let kind = match args.to {
+        ExportKind::Merged => Kind::Merged,
+        ExportKind::Adapter => Kind::Adapter,
+        ExportKind::Gguf => Kind::Gguf,
+        ExportKind::AdapterGguf => Kind::AdapterGguf,
+    };
+    let (recipe, doc, run) = match (&args.run, &args.model) {
+        (Some(run), _) => {
+            let resolved = run.join("recipe.resolved.toml");
+            if !resolved.is_file() {
+                let message = format!("`{}` holds no run", run.display());
+                return Err(Diagnostic::mistake("no-run", message).expected("a directory made by `train`").into());
+            }
+            let Parsed { recipe, doc, .. } = Recipe::load(Some(&resolved), &[], Purpose::Use)?;
+            (recipe, doc, Some(run))
+        }
+        (None, Some(model)) => {
+            let base = Setting::from_flag("--model", "model.base", model.to_string_lossy());
+            let Parsed { recipe, doc, .. } = Recipe::load(None, &[base], Purpose::Use)?;
+            (recipe, doc, None)
+        }
+        (None, None) => unreachable!("invariant: clap requires one of them"),
+    };
+    let model = open(&recipe, &doc)?;
+    let adapter = match (&args.adapter, run) {
+        (Some(path), _) => Some(read_adapter(path)?),
+        (None, Some(run)) => final_adapter(run).map(|path| read_adapter(&path)).transpose()?,
+        (None, None) => {
+            return Err(Diagnostic::mistake("no-adapter", "there is nothing to merge into the model")
+                .hint("name an adapter: `--adapter DIR`")
+                .into());
+        }
+    };
+    let full = match (&adapter, run) {
+        (None, Some(run)) => Some(full_tensors(run)?),
+        _ => None,
+    };
+    make(kind, &model, adapter.as_ref(), full.as_ref(), &args.out)?;
+    if printer.is_json() {
+        written(printer.json(&serde_json::json!({ "path": args.out })))?;
+    } else {
+        printer.note(&format!("wrote {}", args.out.display()));
+    }
+    Ok(DONE)
+}
+
+fn open(recipe: &Recipe, doc: &RecipeDoc) -> Result<ModelDir, Diagnostics> {
+    ModelDir::open(&doc.resolve_path(recipe.model.base.as_ref())).map_err(|errors| model_faults(&errors, doc))
+}
+
+/// The trained tensors of a full fine-tuning run, from its last checkpoint.
+fn full_tensors(run: &Path) -> Result<Checkpoint, Diagnostics> {
+    let latest = Checkpoints::latest(run).map_err(|e| failed("export", &e))?;
+    let Some(latest) = latest else {
+        let message = format!("`{}` has neither an adapter nor a checkpoint", run.display());
+        return Err(Diagnostic::mistake("no-run", message).into());
+    };
+    latest.full_tensors().map_err(|e| failed("export", &e))
+}

@@ -1,0 +1,75 @@
+//! The run directory: what is in it, and when it may be written to.
+
+use std::path::{Path, PathBuf};
+
+use qwen_tune_weights::WeightError;
+use qwen_tune_weights::atomic::write_file;
+
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::plan::Plan;
+use crate::recipe::{RecipeDoc, to_resolved_toml};
+
+/// Whether the directory holds a run: one that made a step. What a run leaves that failed before its first step may be
+/// overwritten.
+pub(super) fn holds_run(dir: &Path) -> bool {
+    let stepped =
+        || std::fs::read_to_string(dir.join("metrics.jsonl")).is_ok_and(|text| text.contains(r#""event":"step""#));
+    dir.join("checkpoints").exists() || dir.join("adapter").exists() || stepped()
+}
+
+/// Refuses a directory that holds a run; one that would be overwritten is never touched.
+pub(super) fn refuse_occupied(dir: &Path, doc: &RecipeDoc) -> Result<(), Diagnostics> {
+    if holds_run(dir) {
+        let message = format!("`{}` holds a run already", dir.display());
+        return Err(Diagnostic::mistake("run-exists", message)
+            .at(doc.span_of("run.dir"))
+            .hint("go on with it: add `--resume`")
+            .hint("or begin a new one: `--set run.dir=runs/another-name`")
+            .into());
+    }
+    if dir.is_file() {
+        let message = format!("`{}` is a file", dir.display());
+        return Err(Diagnostic::mistake("run-dir", message).at(doc.span_of("run.dir")).into());
+    }
+    Ok(())
+}
+
+/// Writes what is known before the first step.
+pub(super) fn begin(plan: &Plan, doc: &RecipeDoc) -> Result<(), Diagnostics> {
+    let dir = &plan.directory;
+    std::fs::create_dir_all(dir).map_err(|e| fault(dir, e))?;
+    let resolved = to_resolved_toml(&plan.recipe, &plan.choices)
+        .map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
+    let choices: Vec<serde_json::Value> = plan
+        .choices
+        .iter()
+        .map(|c| serde_json::json!({ "key": c.key, "value": c.value, "reason": c.reason }))
+        .collect();
+    let summary = serde_json::json!({
+        "model": plan.model.spec,
+        "device": plan.device.name,
+        "total_steps": plan.total_steps,
+        "micro_batch": plan.micro_batch,
+        "recompute": plan.recompute,
+        "rows": plan.data.rows(),
+        "audit": plan.audit,
+        "choices": choices,
+    });
+    let summary = serde_json::to_string_pretty(&summary)
+        .map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
+    let written = doc.text().map_or(resolved.as_str(), |text| text);
+    for (name, text) in [("recipe.toml", written), ("plan.json", &summary), ("recipe.resolved.toml", &resolved)] {
+        put(&dir.join(name), text)?;
+    }
+    Ok(())
+}
+
+fn put(path: &Path, text: &str) -> Result<(), Diagnostics> {
+    write_file(path, |file| std::io::Write::write_all(file, text.as_bytes()).map_err(WeightError::io("write", path)))
+        .map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))
+}
+
+fn fault(path: &Path, error: std::io::Error) -> Diagnostics {
+    let error = WeightError::io("create", PathBuf::from(path))(error);
+    Diagnostic::failure_from("run-dir", &error).into()
+}

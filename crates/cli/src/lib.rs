@@ -1,0 +1,11 @@
+//! The command line of qwen-tune: recipe, plan, commands, terminal.
+//!
+//! [`args`] says what may be typed, [`recipe`] reads what the user wrote, [`plan`] decides what will happen, [`commands`]
+//! does it, [`terminal`] and [`diagnostic`] say so.
+
+pub mod args;
+pub mod commands;
+pub mod diagnostic;
+pub mod plan;
+pub mod recipe;
+pub mod terminal;

@@ -1,0 +1,49 @@
+//! Exports that are not built yet, or would overwrite each other.
+
+use qwen_tune_qwen::export::ExportKind;
+
+use super::Context;
+use crate::diagnostic::{Diagnostic, Diagnostics};
+
+pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
+    let exports = &context.recipe.export;
+    for (index, export) in exports.iter().enumerate() {
+        let key = |name: &str| format!("export[{index}].{name}");
+        if !context.doc.contains(&key("to")) {
+            continue;
+        }
+        if matches!(export.to, ExportKind::Gguf | ExportKind::AdapterGguf) {
+            said.push(
+                context
+                    .mistake("not-there-yet", &key("to"), "export to GGUF is not there yet")
+                    .hint("export `merged` and convert it with llama.cpp's `convert_hf_to_gguf.py`"),
+            );
+        } else if !export.quant.is_empty() {
+            said.push(
+                context
+                    .mistake("quant-without-gguf", &key("quant"), "only GGUF files are quantised")
+                    .hint("leave `quant` out"),
+            );
+        }
+        if export.to == ExportKind::Adapter && context.recipe.full.is_some() {
+            said.push(
+                context
+                    .mistake("no-adapter", &key("to"), "there is no adapter to export")
+                    .also(context.doc.key_span_of("full"), "trains the model's own weights")
+                    .hint("export `merged`: the trained model itself"),
+            );
+        }
+        if let Some(first) = exports[..index]
+            .iter()
+            .position(|other| other.to == export.to)
+            .filter(|first| context.doc.contains(&format!("export[{first}].to")))
+        {
+            said.push(
+                Diagnostic::mistake("export-twice", "two exports would be written to the same place")
+                    .at(context.doc.span_of(&key("to")))
+                    .label("the second")
+                    .also(context.doc.span_of(&format!("export[{first}].to")), "the first"),
+            );
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! What all of the compiler's targets have in common.
+
+pub mod lowered_features;

@@ -1,0 +1,97 @@
+//! What the model is fed: token, target and position of every place on one flat axis.
+//!
+//! There is no padding: the sequences of a micro-batch stand one after another, and every operation that mixes tokens
+//! is told where they start. So packing changes the layout and nothing else.
+
+use crate::order::Cursor;
+use crate::row::{Origin, Sample};
+
+/// The target of a token that carries no loss.
+pub const IGNORE: i32 = -100;
+
+/// One sequence of a [`Batch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sequence {
+    /// Index of its first token on the batch's axis.
+    pub start: usize,
+    /// Its tokens.
+    pub len: usize,
+    /// The laid-out row it stands in; only for showing the layout, sequences are separate whatever row they share.
+    pub row: usize,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// One micro-batch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Batch {
+    /// The tokens of all sequences.
+    pub ids: Vec<u32>,
+    /// `targets[t]` is `ids[t + 1]` where that token is trained and of the same sequence, else [`IGNORE`].
+    pub targets: Vec<i32>,
+    /// Position within the sequence, from 0.
+    pub positions: Vec<u32>,
+    /// In order, contiguous, covering `0..ids.len()`.
+    pub sequences: Vec<Sequence>,
+    /// How many targets are not [`IGNORE`].
+    pub trained: usize,
+    /// Laid-out rows.
+    pub rows: usize,
+}
+
+impl Batch {
+    /// Puts laid-out rows of samples one after another.
+    #[must_use]
+    pub fn from_rows(rows: &[Vec<&Sample>]) -> Self {
+        let tokens = rows.iter().flatten().map(|s| s.ids.len()).sum();
+        let mut batch = Self {
+            ids: Vec::with_capacity(tokens),
+            targets: Vec::with_capacity(tokens),
+            positions: Vec::with_capacity(tokens),
+            rows: rows.len(),
+            ..Self::default()
+        };
+        for (row, samples) in rows.iter().enumerate() {
+            for sample in samples {
+                batch.push(sample, row);
+            }
+        }
+        batch
+    }
+
+    fn push(&mut self, sample: &Sample, row: usize) {
+        let len = sample.ids.len();
+        self.sequences.push(Sequence { start: self.ids.len(), len, row, origin: sample.origin });
+        self.ids.extend_from_slice(&sample.ids);
+        self.positions.extend(0..len as u32);
+        for next in 1..=len {
+            let trained = next < len && sample.trained[next];
+            self.trained += usize::from(trained);
+            // A vocabulary that does not fit i32 was refused when the encoder was made.
+            self.targets.push(if trained { sample.ids[next] as i32 } else { IGNORE });
+        }
+    }
+}
+
+/// Everything between two optimizer updates.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The laid-out data.
+    pub micro_batches: Vec<Batch>,
+    /// Rows of data that were used.
+    pub rows: usize,
+    /// Sequences made from them (more than `rows` where overlong rows were split).
+    pub samples: usize,
+    /// Tokens in all micro-batches.
+    pub tokens: usize,
+    /// Targets that carry loss, in all micro-batches.
+    pub trained: usize,
+    /// Rows passed over, because they were too long or had nothing to train on.
+    pub dropped: usize,
+    /// Rows that lost their end to `max_length`.
+    pub truncated: usize,
+    /// Epochs done after this step.
+    pub epoch: f64,
+    /// Resume point after this step.
+    pub cursor: Cursor,
+}

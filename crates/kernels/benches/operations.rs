@@ -1,0 +1,214 @@
+//! Each operation at the sizes of a 135M model (h 576, 9/3 heads of 64, f 1536, V 49152), 512 tokens: CPU form and
+//! reference, forward alone and forward with backward. `items` are floating-point operations, or elements where
+//! memory is the limit.
+
+use std::sync::Arc;
+
+use burn::Tensor;
+use burn::tensor::{Device, Distribution};
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use qwen_tune_kernels::{Adapter, Segments, attention, head_loss, linear, reference, rms_norm, rope, swiglu};
+
+const TOKENS: usize = 512;
+const HIDDEN: usize = 576;
+const WIDE: usize = 1536;
+const HEADS: usize = 9;
+const KV_HEADS: usize = 3;
+const SIZE: usize = 64;
+const VOCABULARY: usize = 49152;
+const RANK: usize = 16;
+const FORMS: [Form; 2] = [Form::Fast, Form::Reference];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    Fast,
+    Reference,
+}
+
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if *self == Form::Fast { "fast" } else { "reference" })
+    }
+}
+
+fn main() {
+    divan::main();
+}
+
+fn draw<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &Device::flex())
+}
+
+fn tracked<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone().autodiff().require_grad()
+}
+
+/// Times `f` on plain tensors, or with a tape and its backward pass.
+fn forward_backward<const D: usize>(bencher: Bencher, upstream: &Tensor<D>, f: impl Fn() -> Tensor<D> + Sync) {
+    bencher.bench_local(|| {
+        let y = f();
+        (y * upstream.clone()).backward()
+    });
+}
+
+#[divan::bench_group]
+mod lora_linear {
+    use super::*;
+
+    const FLOPS: usize = 2 * TOKENS * HIDDEN * WIDE;
+
+    fn operands() -> (Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>) {
+        (draw([TOKENS, HIDDEN]), draw([WIDE, HIDDEN]), draw([RANK, HIDDEN]), draw([WIDE, RANK]))
+    }
+
+    fn apply(form: Form, x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+        let adapter = Some(Adapter { a, b, scale: 2.0, dropout: None });
+        match form {
+            Form::Fast => linear(x, weight, None, adapter),
+            Form::Reference => reference::linear(x, weight, None, adapter),
+        }
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn forward(bencher: Bencher, form: Form) {
+        let (x, weight, a, b) = operands();
+        bencher
+            .counter(ItemsCount::new(FLOPS))
+            .bench_local(|| apply(form, x.clone(), weight.clone(), a.clone(), b.clone()));
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn backward(bencher: Bencher, form: Form) {
+        let (x, weight, a, b) = operands();
+        let upstream = draw([TOKENS, WIDE]);
+        forward_backward(bencher.counter(ItemsCount::new(2 * FLOPS)), &upstream, || {
+            apply(form, tracked(&x), weight.clone(), tracked(&a), tracked(&b))
+        });
+    }
+}
+
+#[divan::bench_group]
+mod norm {
+    use super::*;
+
+    fn apply(form: Form, x: Tensor<2>, weight: Tensor<1>) -> Tensor<2> {
+        match form {
+            Form::Fast => rms_norm(x, weight, 1e-6, false),
+            Form::Reference => reference::rms_norm(x, weight, 1e-6, false),
+        }
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn forward(bencher: Bencher, form: Form) {
+        let (x, weight) = (draw([TOKENS, HIDDEN]), draw([HIDDEN]));
+        bencher.counter(ItemsCount::new(TOKENS * HIDDEN)).bench_local(|| apply(form, x.clone(), weight.clone()));
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn backward(bencher: Bencher, form: Form) {
+        let (x, weight, upstream) = (draw([TOKENS, HIDDEN]), draw([HIDDEN]), draw([TOKENS, HIDDEN]));
+        forward_backward(bencher.counter(ItemsCount::new(TOKENS * HIDDEN)), &upstream, || {
+            apply(form, tracked(&x), weight.clone())
+        });
+    }
+}
+
+#[divan::bench_group]
+mod rotation {
+    use super::*;
+
+    fn apply(form: Form, x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
+        match form {
+            Form::Fast => rope(x, cos, sin),
+            Form::Reference => reference::rope(x, cos, sin),
+        }
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn backward(bencher: Bencher, form: Form) {
+        let x = draw([TOKENS, HEADS, SIZE]);
+        let (cos, sin) = (draw([TOKENS, SIZE / 2]), draw([TOKENS, SIZE / 2]));
+        let upstream = draw([TOKENS, HEADS, SIZE]);
+        forward_backward(bencher.counter(ItemsCount::new(TOKENS * HEADS * SIZE)), &upstream, || {
+            apply(form, tracked(&x), cos.clone(), sin.clone())
+        });
+    }
+}
+
+#[divan::bench_group]
+mod gated_activation {
+    use super::*;
+
+    fn apply(form: Form, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+        match form {
+            Form::Fast => swiglu(gate, up),
+            Form::Reference => reference::swiglu(gate, up),
+        }
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn forward(bencher: Bencher, form: Form) {
+        let (gate, up) = (draw([TOKENS, WIDE]), draw([TOKENS, WIDE]));
+        bencher.counter(ItemsCount::new(TOKENS * WIDE)).bench_local(|| apply(form, gate.clone(), up.clone()));
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn backward(bencher: Bencher, form: Form) {
+        let (gate, up, upstream) = (draw([TOKENS, WIDE]), draw([TOKENS, WIDE]), draw([TOKENS, WIDE]));
+        forward_backward(bencher.counter(ItemsCount::new(TOKENS * WIDE)), &upstream, || {
+            apply(form, tracked(&gate), tracked(&up))
+        });
+    }
+}
+
+#[divan::bench_group]
+mod causal_attention {
+    use super::*;
+
+    /// Multiply-adds of both products on the visible half of the scores, twice that for their gradients.
+    const FLOPS: usize = 2 * 2 * HEADS * SIZE * TOKENS * TOKENS / 2;
+
+    fn operands() -> ([Tensor<3>; 3], Arc<Segments>) {
+        let heads = |heads| draw([TOKENS, heads, SIZE]);
+        ([heads(HEADS), heads(KV_HEADS), heads(KV_HEADS)], Segments::packed(&[TOKENS]))
+    }
+
+    fn apply(form: Form, [q, k, v]: [Tensor<3>; 3], segments: &Arc<Segments>) -> Tensor<3> {
+        match form {
+            Form::Fast => attention(q, k, v, segments, 0.125, None),
+            Form::Reference => reference::attention(q, k, v, segments, 0.125, None),
+        }
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn forward(bencher: Bencher, form: Form) {
+        let (operands, segments) = operands();
+        bencher.counter(ItemsCount::new(FLOPS)).bench_local(|| apply(form, operands.clone(), &segments));
+    }
+
+    #[divan::bench(args = FORMS)]
+    fn backward(bencher: Bencher, form: Form) {
+        let (operands, segments) = operands();
+        let upstream = draw([TOKENS, HEADS, SIZE]);
+        forward_backward(bencher.counter(ItemsCount::new(3 * FLOPS)), &upstream, || {
+            apply(form, operands.each_ref().map(tracked), &segments)
+        });
+    }
+}
+
+#[divan::bench_group(sample_count = 5, sample_size = 1)]
+mod head {
+    use super::*;
+
+    #[divan::bench(args = FORMS)]
+    fn loss_and_gradient(bencher: Bencher, form: Form) {
+        let (h, head) = (draw([TOKENS, HIDDEN]), draw([VOCABULARY, HIDDEN]));
+        let targets: Vec<i32> = (0..TOKENS).map(|token| (token * 97 % VOCABULARY) as i32).collect();
+        let weights = [1.0 / TOKENS as f32; TOKENS];
+        bencher.counter(ItemsCount::new(2 * 2 * TOKENS * HIDDEN * VOCABULARY)).bench_local(|| match form {
+            Form::Fast => head_loss(h.clone(), head.clone(), &targets, &weights),
+            Form::Reference => reference::head_loss(h.clone(), head.clone(), &targets, &weights, false),
+        });
+    }
+}

@@ -1,0 +1,190 @@
+//! Gradients of attention on the CPU: weights formed again, block by block, from the kept log-sum-exp.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::backend::Flex;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::flex::{Block, Layout, Scratch};
+use crate::Segments;
+use crate::cpu::operand::{contiguous, from_vec, slice};
+use crate::cpu::product::{Matrix, Threads, product};
+use crate::cpu::rows::{add, for_blocks};
+use crate::cpu::vector;
+
+#[derive(Debug)]
+pub(super) struct Step;
+
+#[derive(Clone, Debug)]
+pub(super) struct Saved {
+    pub(super) q: FlexTensor,
+    pub(super) k: FlexTensor,
+    pub(super) v: FlexTensor,
+    pub(super) out: FlexTensor,
+    /// Log-sum-exp of the scores, `[T, N]`.
+    pub(super) lse: Vec<f32>,
+    pub(super) segments: Arc<Segments>,
+    pub(super) layout: Layout,
+}
+
+/// Some queries of a segment and one key head: what a task computes.
+#[derive(Clone, Debug)]
+struct Strip {
+    start: usize,
+    len: usize,
+    queries: Range<usize>,
+    kv_head: usize,
+}
+
+/// Gradients of a strip.
+struct StripGradients {
+    strip: Strip,
+    /// Of its queries, `[queries, group, d]`.
+    dq: Vec<f32>,
+    /// Keys `first_key..queries.end` of the segment it touches.
+    first_key: usize,
+    /// Of those keys, `[keys, d]`.
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+/// A segment is shared among at most so many tasks a key head: each brings own sums for the keys it sees.
+const STRIPS: usize = 4;
+/// Queries of a strip, at least.
+const STRIP_ROWS: usize = 256;
+
+impl Backward<Flex, 3> for Step {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dout = contiguous(grads.consume::<Flex>(&ops.node));
+        let saved = &ops.state;
+        let gradients = |scratch: &mut Scratch, strip| saved.strip_gradients(strip, slice(&dout), scratch);
+        let strips: Vec<StripGradients> =
+            saved.strips().into_par_iter().map_init(Scratch::default, gradients).collect();
+        let Layout { heads, kv_heads, size, .. } = saved.layout;
+        let tokens = saved.q.layout().shape()[0];
+        let [q_node, k_node, v_node] = ops.parents;
+        if let Some(node) = q_node {
+            let dq = saved.scatter(&strips, tokens, heads, |strip| (strip.strip.queries.start, &strip.dq));
+            grads.register::<Flex>(node.id, from_vec(dq, [tokens, heads, size]));
+        }
+        if let Some(node) = k_node {
+            let dk = saved.scatter(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dk));
+            grads.register::<Flex>(node.id, from_vec(dk, [tokens, kv_heads, size]));
+        }
+        if let Some(node) = v_node {
+            let dv = saved.scatter(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dv));
+            grads.register::<Flex>(node.id, from_vec(dv, [tokens, kv_heads, size]));
+        }
+    }
+}
+
+impl Saved {
+    fn strips(&self) -> Vec<Strip> {
+        let mut strips = Vec::new();
+        for (start, len) in self.segments.iter() {
+            let rows = len.div_ceil(STRIPS).next_multiple_of(64).max(STRIP_ROWS);
+            for first in (0..len).step_by(rows) {
+                let queries = first..len.min(first + rows);
+                let strip = |kv_head| Strip { start, len, queries: queries.clone(), kv_head };
+                strips.extend((0..self.layout.kv_heads).map(strip));
+            }
+        }
+        strips
+    }
+
+    /// With `p = exp(s - lse)` and `delta = Σ dout·out`: `dv += pᵀ·dout`, `ds = p ⊙ (dout·vᵀ - delta)`,
+    /// `dq = scale·ds·k`, `dk += dsᵀ·(scale·q)`.
+    fn strip_gradients(&self, strip: Strip, dout: &[f32], scratch: &mut Scratch) -> StripGradients {
+        let layout = self.layout;
+        let (group, size, kv_head) = (layout.group(), layout.size, strip.kv_head);
+        let blocks = layout.blocks(strip.start, strip.len, strip.queries.clone());
+        let first_key = blocks.first().map_or(0, |block| block.from);
+        let keys = strip.queries.end - first_key;
+        let mut dq = vec![0.0; strip.queries.len() * group * size];
+        let (mut dk, mut dv) = (vec![0.0; keys * size], vec![0.0; keys * size]);
+        for block in blocks {
+            let (rows, columns) = (block.rows(), block.keys());
+            layout.score(block, kv_head, &self.q, &self.k, scratch);
+            layout.gather(&mut scratch.dout, dout, block, kv_head, 1.0);
+            let dout_RD = Matrix::dense(&scratch.dout, group * rows, size);
+            scratch.dscores.resize(group * rows * columns, 0.0);
+            let values = layout.head(&self.v, block, kv_head);
+            product(&mut scratch.dscores, dout_RD, values.transposed(), 1.0, false, Threads::Caller);
+            self.softmax_backward(block, kv_head, &scratch.dout, &mut scratch.scores, &mut scratch.dscores);
+
+            let seen = (block.from - first_key) * size..(block.end - first_key) * size;
+            let weights = Matrix::dense(&scratch.scores, group * rows, columns);
+            product(&mut dv[seen.clone()], weights.transposed(), dout_RD, 1.0, true, Threads::Caller);
+            let dscores_RK = Matrix::dense(&scratch.dscores, group * rows, columns);
+            let q_RD = Matrix::dense(&scratch.q, group * rows, size);
+            product(&mut dk[seen], dscores_RK.transposed(), q_RD, 1.0, true, Threads::Caller);
+            scratch.out.resize(group * rows * size, 0.0);
+            let keys = layout.head(&self.k, block, kv_head);
+            product(&mut scratch.out, dscores_RK, keys, layout.scale, false, Threads::Caller);
+            for (row, values) in scratch.out.chunks_exact(size).enumerate() {
+                let query = block.first - strip.queries.start + row % rows;
+                dq[(query * group + row / rows) * size..][..size].copy_from_slice(values);
+            }
+        }
+        StripGradients { strip, dq, first_key, dk, dv }
+    }
+
+    /// Turns scores into weights and their upstream gradients into those of the scores.
+    fn softmax_backward(
+        &self,
+        block: Block,
+        kv_head: usize,
+        dout_rows: &[f32],
+        scores: &mut [f32],
+        dscores: &mut [f32],
+    ) {
+        let Layout { heads, size, .. } = self.layout;
+        let (rows, columns, out) = (block.rows(), block.keys(), slice(&self.out));
+        let of_rows = scores.chunks_exact_mut(columns).zip(dscores.chunks_exact_mut(columns));
+        for ((row, (weights, dweights)), dout) in of_rows.enumerate().zip(dout_rows.chunks_exact(size)) {
+            let token = block.start + block.first + row % rows;
+            let place = token * heads + kv_head * self.layout.group() + row / rows;
+            let delta = vector::dot(dout, &out[place * size..][..size]);
+            let visible = self.layout.visible(block, row % rows);
+            for hidden in [0..visible.start, visible.end..columns] {
+                weights[hidden.clone()].fill(0.0);
+                dweights[hidden].fill(0.0);
+            }
+            let (weights, dweights) = (&mut weights[visible.clone()], &mut dweights[visible]);
+            vector::softmax_backward(weights, dweights, self.lse[place], delta);
+        }
+    }
+
+    /// Adds the parts of all strips into a `[T, heads, d]` tensor, in the order of the strips.
+    fn scatter<'a>(
+        &self,
+        strips: &'a [StripGradients],
+        tokens: usize,
+        heads: usize,
+        part: impl Fn(&'a StripGradients) -> (usize, &'a Vec<f32>) + Sync,
+    ) -> Vec<f32> {
+        let (size, width) = (self.layout.size, heads * self.layout.size);
+        let share = heads / self.layout.kv_heads * size;
+        let mut sum = vec![0.0; tokens * width];
+        for_blocks(&mut sum, width, |first_token, block| {
+            let end_token = first_token + block.len() / width;
+            for strip in strips {
+                let (first, values) = part(strip);
+                let start = strip.strip.start + first;
+                let tokens = start.max(first_token)..(start + values.len() / share).min(end_token);
+                for token in tokens {
+                    let target = (token - first_token) * width + strip.strip.kv_head * share;
+                    add(&mut block[target..][..share], &values[(token - start) * share..][..share]);
+                }
+            }
+        });
+        sum
+    }
+}

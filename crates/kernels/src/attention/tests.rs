@@ -1,0 +1,124 @@
+//! The public attention against its reference and finite differences.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::oracle::{Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_threads};
+
+/// Segment lengths, query heads, key heads, head size, window.
+type Case = (&'static [usize], usize, usize, usize, Option<usize>);
+
+const CASES: &[Case] = &[
+    (&[1], 1, 1, 4, None),
+    (&[5], 2, 1, 8, None),
+    (&[3, 0, 1, 7], 4, 2, 6, None),
+    (&[0, 9], 3, 3, 5, Some(1)),
+    (&[130], 2, 2, 16, None),
+    (&[70, 129, 3], 6, 2, 32, None),
+    (&[200, 64], 4, 1, 8, Some(50)),
+    (&[65, 128], 4, 4, 64, Some(64)),
+    (&[150], 2, 1, 16, Some(1000)),
+    (&[600, 30], 2, 1, 8, None),
+    (&[1100], 2, 2, 4, Some(100)),
+];
+
+#[test]
+fn agrees_with_the_reference() {
+    let mut random = Random::new(1);
+    for &(lens, heads, kv_heads, size, window) in CASES {
+        for strided in [false, true] {
+            let segments = Segments::packed(lens);
+            let tokens = segments.tokens();
+            let mut draw = |heads| {
+                let shape = [tokens, heads, size];
+                if strided { random.view(shape) } else { random.tensor(shape) }
+            };
+            let plain = [draw(heads), draw(kv_heads), draw(kv_heads)];
+            let upstream = draw(heads);
+            let scale = 2.0 / (size as f32).sqrt();
+            let (fast, expected) = (plain.each_ref().map(leaf), plain.each_ref().map(leaf));
+            let run = |[q, k, v]: [Tensor<3>; 3]| attention(q, k, v, &segments, scale, window);
+            let y = run(fast.clone());
+            let [q, k, v] = expected.clone();
+            let expected_y = reference::attention(q, k, v, &segments, scale, window);
+            let case = format!("{lens:?} {heads}/{kv_heads} x {size}, window {window:?}, strided {strided}");
+            assert_close(&y, &expected_y, &case);
+            assert_close(&run(plain), &expected_y, &format!("plain {case}"));
+            let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+            for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+                let (grad, expected) =
+                    (fast[index].grad(&grads).unwrap(), expected[index].grad(&expected_grads).unwrap());
+                assert_close(&grad, &expected, &format!("{name} of {case}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    let mut random = Random::new(2);
+    let segments = Segments::packed(&[4, 2]);
+    let [q, k, v] = [random.tensor([6, 4, 3]), random.tensor([6, 2, 3]), random.tensor([6, 2, 3])];
+    let upstream = random.tensor([6, 4, 3]);
+    for window in [None, Some(2)] {
+        let tracked = [leaf(&q), leaf(&k), leaf(&v)];
+        let [tq, tk, tv] = tracked.clone();
+        let grads = backward(&attention(tq, tk, tv, &segments, 0.7, window), &upstream);
+        let slopes = [
+            finite_differences(&q, &upstream, |q| {
+                reference::attention(q, double(&k), double(&v), &segments, 0.7, window)
+            }),
+            finite_differences(&k, &upstream, |k| {
+                reference::attention(double(&q), k, double(&v), &segments, 0.7, window)
+            }),
+            finite_differences(&v, &upstream, |v| {
+                reference::attention(double(&q), double(&k), v, &segments, 0.7, window)
+            }),
+        ];
+        for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+            assert_close(&double(&tracked[index].grad(&grads).unwrap()), &slopes[index], name);
+        }
+    }
+}
+
+#[test]
+fn packed_is_separate() {
+    let mut random = Random::new(3);
+    let [q, k, v] = [random.tensor([90, 4, 16]), random.tensor([90, 2, 16]), random.tensor([90, 2, 16])];
+    let packed = attention(q.clone(), k.clone(), v.clone(), &Segments::packed(&[70, 20]), 0.25, None);
+    for (start, len) in [(0, 70), (70, 20)] {
+        let [q, k, v] = [&q, &k, &v].map(|t| t.clone().narrow(0, start, len));
+        let alone = attention(q, k, v, &Segments::packed(&[len]), 0.25, None);
+        assert_close(&packed.clone().narrow(0, start, len), &alone, "a packed sequence");
+    }
+}
+
+#[test]
+fn a_sequence_does_not_see_its_neighbour() {
+    let mut random = Random::new(4);
+    let [q, k, v] = [random.tensor([20, 2, 8]), random.tensor([20, 2, 8]), random.tensor([20, 2, 8])];
+    let segments = Segments::packed(&[8, 12]);
+    let before = attention(q.clone(), k.clone(), v.clone(), &segments, 0.3, None);
+    let poison = Tensor::cat(vec![v.clone().narrow(0, 0, 8) * f32::NAN, v.narrow(0, 8, 12)], 0);
+    let after = attention(q, k, poison, &segments, 0.3, None);
+    assert_same_bits(&before.narrow(0, 8, 12), &after.narrow(0, 8, 12), "the second sequence");
+}
+
+#[test]
+fn thread_count_does_not_change_a_bit() {
+    let mut random = Random::new(5);
+    let plain = [random.tensor([400, 4, 32]), random.tensor([400, 2, 32]), random.tensor([400, 2, 32])];
+    let (upstream, segments) = (random.tensor([400, 4, 32]), Segments::packed(&[300, 100]));
+    let run = |threads| {
+        on_threads(threads, || {
+            let leaves = plain.each_ref().map(leaf);
+            let [q, k, v] = leaves.clone();
+            let y = attention(q, k, v, &segments, 0.2, None);
+            let grads = backward(&y, &upstream);
+            let [dq, dk, dv] = leaves.map(|leaf| leaf.grad(&grads).unwrap());
+            [y.inner(), dq, dk, dv]
+        })
+    };
+    for (one, three) in run(1).iter().zip(&run(3)) {
+        assert_same_bits(one, three, "an output or gradient");
+    }
+}

@@ -1,0 +1,105 @@
+//! Between [`burn::Tensor`]s and the slices the CPU forms work on, and back, with an own backward step on the tape.
+
+use burn::Tensor;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::ops::{Backward, NodeGuard, OpsKind};
+use burn::backend::{Autodiff, BackendTypes, Flex};
+use burn::tensor::{Bytes, DType, GradientCheckpointingStrategy, Shape};
+use burn_flex::{FlexTensor, Layout};
+
+/// burn-flex with the tape this crate records on.
+pub(crate) type Tape = Autodiff<Flex, NoCheckpointing>;
+type Taped = <Tape as BackendTypes>::FloatTensorPrimitive;
+
+/// An f32 tensor on burn-flex, and its place on the tape if it has one.
+#[derive(Clone, Debug)]
+pub(crate) struct Operand {
+    data: FlexTensor,
+    taped: Option<Taped>,
+    autodiff: bool,
+}
+
+impl Operand {
+    /// `None` when the tensor lives elsewhere, has another dtype or another checkpointing strategy: the caller then takes
+    /// the reference form.
+    pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        if tensor.dtype() != DType::F32 {
+            return None;
+        }
+        match tensor.gradient_checkpointing_strategy() {
+            None => {
+                let data = tensor.clone().try_into_primitive::<Flex>().ok()?;
+                Some(Self { data, taped: None, autodiff: false })
+            }
+            Some(GradientCheckpointingStrategy::Disabled) => {
+                let taped = tensor.clone().try_into_primitive::<Tape>().ok()?;
+                let data = taped.primitive().clone();
+                Some(Self { data, taped: tensor.is_tracked().then_some(taped), autodiff: true })
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Stands in for an operand that is absent.
+    pub(crate) fn absent() -> Self {
+        Self { data: from_vec(Vec::new(), [0]), taped: None, autodiff: false }
+    }
+
+    /// Whether a gradient is wanted.
+    pub(crate) fn tracked(&self) -> bool {
+        self.taped.is_some()
+    }
+
+    /// The tensor as it lies in memory.
+    pub(crate) fn data(&self) -> &FlexTensor {
+        &self.data
+    }
+
+    /// The tensor in C order: itself, or a copy when it is a strided view.
+    pub(crate) fn contiguous(&self) -> FlexTensor {
+        contiguous(self.data.clone())
+    }
+
+    fn into_guard(self) -> NodeGuard {
+        match self.taped {
+            Some(taped) => taped.node(),
+            None => Taped::new(self.data).node(),
+        }
+    }
+}
+
+/// The output as a tensor: on the tape with `step` when a parent is tracked, else without any record (Burn would register
+/// an empty step, and a tape without a backward pass is never reclaimed).
+pub(crate) fn record<const N: usize, const D: usize, S: Backward<Flex, N>>(
+    step: S,
+    parents: [Operand; N],
+    output: FlexTensor,
+    state: impl FnOnce() -> S::State,
+) -> Tensor<D> {
+    if !parents.iter().any(Operand::tracked) {
+        let autodiff = parents.iter().any(|parent| parent.autodiff);
+        let output = Tensor::from_primitive::<Flex>(output);
+        return if autodiff { output.autodiff() } else { output };
+    }
+    let guards = parents.map(Operand::into_guard);
+    let output = match step.prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(state(), output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    };
+    Tensor::from_primitive::<Tape>(output)
+}
+
+/// The tensor in C order.
+pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+}
+
+/// Elements of a tensor in C order.
+pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("invariant: an f32 tensor made contiguous")
+}
+
+/// A tensor that owns `values`.
+pub(crate) fn from_vec(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)
+}

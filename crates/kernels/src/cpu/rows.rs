@@ -1,0 +1,71 @@
+//! Parallel loops over rows, in blocks whose bounds depend on the sizes only.
+
+use rayon::prelude::*;
+
+/// Elements a task should have at least: below, starting it costs more than it gains.
+const TASK_ELEMENTS: usize = 48 * 1024;
+
+/// Rows of `width` elements per task.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (TASK_ELEMENTS / width.max(1)).max(1)
+}
+
+/// Calls `f(first_row, block)` for blocks of whole rows of `out`.
+pub(crate) fn for_blocks(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if out.is_empty() {
+        return;
+    }
+    let rows = rows_per_task(width);
+    if out.len() <= rows * width {
+        return f(0, out);
+    }
+    out.par_chunks_mut(rows * width).enumerate().for_each(|(index, block)| f(index * rows, block));
+}
+
+/// The same with two outputs of as many rows.
+pub(crate) fn for_blocks_of_two(
+    (one, one_width): (&mut [f32], usize),
+    (two, two_width): (&mut [f32], usize),
+    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) {
+    if one.is_empty() || two.is_empty() {
+        return;
+    }
+    let rows = rows_per_task(one_width.max(two_width));
+    if one.len() <= rows * one_width {
+        return f(0, one, two);
+    }
+    one.par_chunks_mut(rows * one_width)
+        .zip(two.par_chunks_mut(rows * two_width))
+        .enumerate()
+        .for_each(|(index, (one, two))| f(index * rows, one, two));
+}
+
+/// Sums `[rows, width]` over its rows: blocks in parallel, their sums in order.
+pub(crate) fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
+    let mut total = vec![0.0; width];
+    if values.is_empty() || width == 0 {
+        return total;
+    }
+    let sums: Vec<Vec<f32>> = values
+        .par_chunks(rows_per_task(width) * width)
+        .map(|block| {
+            let mut sum = vec![0.0; width];
+            for row in block.chunks_exact(width) {
+                add(&mut sum, row);
+            }
+            sum
+        })
+        .collect();
+    for sum in &sums {
+        add(&mut total, sum);
+    }
+    total
+}
+
+/// `sum += row`.
+pub(crate) fn add(sum: &mut [f32], row: &[f32]) {
+    for (sum, value) in sum.iter_mut().zip(row) {
+        *sum += value;
+    }
+}

@@ -1,0 +1,49 @@
+//! The operations a decoder is made of: reference form, fast form, backward.
+//!
+//! Every public function takes [`burn::Tensor`]s, plain or with autodiff, on any device; constants mix freely with
+//! tracked tensors and get no gradient. Each operation has its own directory:
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | the public function: shapes, formula, what is kept for the backward pass |
+//! | `reference.rs` | plain tensor operations: the oracle, and the form for every device without an own one |
+//! | `flex.rs` | the CPU form for f32 tensors on burn-flex: vectorised, threaded, hand-written backward |
+//!
+//! Letters in shapes: `T` tokens of all sequences on one flat axis, `N` query heads, `K` key/value heads, `d` head
+//! size, `D` hidden size, `V` vocabulary, `r` adapter rank.
+//!
+//! The CPU forms give the same bits for the same inputs, whatever the number of threads.
+#![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
+
+mod attention;
+#[cfg(feature = "cpu")]
+mod cpu;
+mod dropout;
+mod linear;
+mod rms_norm;
+mod rope;
+mod segments;
+mod swiglu;
+mod token_logp;
+
+#[cfg(all(test, feature = "cpu"))]
+mod oracle;
+
+/// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
+pub mod reference {
+    pub use crate::attention::reference::attention;
+    pub use crate::linear::reference::linear;
+    pub use crate::rms_norm::reference::rms_norm;
+    pub use crate::rope::reference::rope;
+    pub use crate::swiglu::reference::swiglu;
+    pub use crate::token_logp::reference::{head_loss, token_logp};
+}
+
+pub use attention::attention;
+pub use dropout::Dropout;
+pub use linear::{Adapter, linear};
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+pub use segments::Segments;
+pub use swiglu::swiglu;
+pub use token_logp::{HeadLoss, head_loss, token_logp};

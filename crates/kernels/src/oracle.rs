@@ -1,0 +1,122 @@
+//! What the tests of all operations share: random tensors, comparisons, gradients and finite differences.
+#![allow(clippy::unwrap_used)]
+
+use burn::Tensor;
+use burn::tensor::{DType, Device, Gradients, TensorData};
+
+/// A small generator, so that every test names its own numbers.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() >> 33) as usize % bound
+    }
+
+    /// In `-1..1`.
+    pub(crate) fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// A plain f32 tensor on burn-flex with elements in `-1..1`.
+    pub(crate) fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.unit()).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+    }
+
+    /// The same, but a view: the two last axes swapped, cut out of something larger.
+    pub(crate) fn view<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
+        let mut outer = shape;
+        outer.swap(D - 2, D - 1);
+        outer[D - 2] += 3;
+        outer[D - 1] += 2;
+        self.tensor(outer).narrow(D - 2, 1, shape[D - 1]).narrow(D - 1, 2, shape[D - 2]).swap_dims(D - 2, D - 1)
+    }
+}
+
+pub(crate) fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f64> {
+    tensor.clone().inner().cast(DType::F64).into_data().try_to_vec::<f64>().unwrap()
+}
+
+/// Largest difference, relative to the largest expected value.
+pub(crate) fn distance<const D: usize>(actual: &Tensor<D>, expected: &Tensor<D>) -> f64 {
+    assert_eq!(actual.dims(), expected.dims());
+    let (actual, expected) = (values(actual), values(expected));
+    let largest = expected.iter().fold(1e-6_f64, |largest, value| largest.max(value.abs()));
+    actual
+        .iter()
+        .zip(&expected)
+        .map(|(a, e)| if a.is_finite() && e.is_finite() { (a - e).abs() / largest } else { f64::INFINITY })
+        .fold(0.0, f64::max)
+}
+
+#[track_caller]
+pub(crate) fn assert_close<const D: usize>(actual: &Tensor<D>, expected: &Tensor<D>, what: &str) {
+    let distance = distance(actual, expected);
+    assert!(distance < 1e-5, "{what} is {distance:e} away from the reference");
+}
+
+#[track_caller]
+pub(crate) fn assert_same_bits<const D: usize>(one: &Tensor<D>, two: &Tensor<D>, what: &str) {
+    let bits = |t: &Tensor<D>| -> Vec<u32> {
+        t.clone().inner().into_data().try_to_vec::<f32>().unwrap().iter().map(|value| value.to_bits()).collect()
+    };
+    assert!(bits(one) == bits(two), "{what} differs in its bits");
+}
+
+/// A tracked leaf with the values of `tensor`.
+pub(crate) fn leaf<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone().inner().autodiff().require_grad()
+}
+
+/// Gradients of `Σ y·upstream`.
+pub(crate) fn backward<const D: usize>(y: &Tensor<D>, upstream: &Tensor<D>) -> Gradients {
+    (y.clone() * upstream.clone()).backward()
+}
+
+/// Central differences of `Σ f(x)·upstream` in f64 on every element of `x`.
+pub(crate) fn finite_differences<const D: usize, const E: usize>(
+    x: &Tensor<D>,
+    upstream: &Tensor<E>,
+    f: impl Fn(Tensor<D>) -> Tensor<E>,
+) -> Tensor<D> {
+    let (shape, upstream, mut point) = (x.dims(), values(upstream), values(x));
+    let device = Device::flex();
+    let scalar = |point: &[f64]| -> f64 {
+        let x = Tensor::from_data(TensorData::new(point.to_vec(), shape), (&device, DType::F64));
+        values(&f(x)).iter().zip(&upstream).map(|(y, g)| y * g).sum()
+    };
+    let step = 1e-5;
+    let slopes: Vec<f64> = (0..point.len())
+        .map(|index| {
+            let here = point[index];
+            point[index] = here + step;
+            let above = scalar(&point);
+            point[index] = here - step;
+            let below = scalar(&point);
+            point[index] = here;
+            (above - below) / (2.0 * step)
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(slopes, shape), (&device, DType::F64))
+}
+
+/// f64 copy, for the constants of a finite difference.
+pub(crate) fn double<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone().inner().cast(DType::F64)
+}
+
+/// Runs `f` on a pool of `threads` threads.
+pub(crate) fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+}

@@ -1,0 +1,26 @@
+//! Root-mean-square normalisation (Zhang and Sennrich, 2019) over the last axis.
+
+#[cfg(feature = "cpu")]
+mod flex;
+pub(crate) mod reference;
+
+use burn::Tensor;
+
+/// `y = w ⊙ x·rsqrt(mean(x²) + eps)`, or with `zero_centred` `y = (1 + w) ⊙ x·rsqrt(mean(x²) + eps)`.
+///
+/// The mean runs over the last axis, whose size `weight` has. Computed in f32; for a narrower dtype the plain form is
+/// rounded before the weight is applied and the zero-centred one after it, as in transformers.
+///
+/// Kept for backward: `x` and one number a row.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64, zero_centred: bool) -> Tensor<D> {
+    let (dims, [size]) = (x.dims(), weight.dims());
+    assert_eq!(dims[D - 1], size, "rms_norm: the last axis of {dims:?} must have the size of the weight");
+    #[cfg(feature = "cpu")]
+    if let Some(y) = flex::rms_norm(&x, &weight, eps, zero_centred) {
+        return y;
+    }
+    reference::rms_norm(x, weight, eps, zero_centred)
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

@@ -1,0 +1,23 @@
+//! The gated activation of the feed-forward block (Shazeer, 2020).
+
+#[cfg(feature = "cpu")]
+mod flex;
+pub(crate) mod reference;
+
+use burn::Tensor;
+
+/// `silu(gate) ⊙ up`, with `silu(g) = g/(1 + exp(-g))`. Both are `[T, F]`.
+///
+/// Kept for backward: `gate` and `up`.
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    assert_eq!(gate.dims(), up.dims(), "swiglu: gate and up must have one shape");
+    assert_eq!(gate.dtype(), up.dtype(), "swiglu: gate and up must have one dtype");
+    #[cfg(feature = "cpu")]
+    if let Some(y) = flex::swiglu(&gate, &up) {
+        return y;
+    }
+    reference::swiglu(gate, up)
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

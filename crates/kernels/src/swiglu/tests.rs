@@ -1,0 +1,55 @@
+//! The public gated activation against its reference and finite differences.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::oracle::{Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_threads};
+
+#[test]
+fn agrees_with_the_reference_on_odd_shapes() {
+    let mut random = Random::new(1);
+    for shape in [[1, 1], [3, 7], [5, 16], [2, 33], [129, 100]] {
+        for strided in [false, true] {
+            let mut draw = |scale: f32| (if strided { random.view(shape) } else { random.tensor(shape) }) * scale;
+            let (gate, up, upstream) = (draw(12.0), draw(1.0), draw(1.0));
+            let (fast, expected) = ([leaf(&gate), leaf(&up)], [leaf(&gate), leaf(&up)]);
+            let y = swiglu(fast[0].clone(), fast[1].clone());
+            let expected_y = reference::swiglu(expected[0].clone(), expected[1].clone());
+            assert_close(&y, &expected_y, "swiglu");
+            assert_close(&swiglu(gate, up), &expected_y, "plain swiglu");
+            let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+            for (index, what) in ["dgate", "dup"].into_iter().enumerate() {
+                assert_close(&fast[index].grad(&grads).unwrap(), &expected[index].grad(&expected_grads).unwrap(), what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_constant_operand_gets_no_gradient_and_leaves_the_other_right() {
+    let mut random = Random::new(2);
+    let (gate, up, upstream) = (random.tensor([4, 9]), random.tensor([4, 9]), random.tensor([4, 9]));
+    let tracked = leaf(&gate);
+    let dgate = tracked.grad(&backward(&swiglu(tracked.clone(), up.clone()), &upstream)).unwrap();
+    let slopes = finite_differences(&gate, &upstream, |gate| reference::swiglu(gate, double(&up)));
+    assert_close(&dgate, &slopes.cast(dgate.dtype()), "dgate");
+    let tracked = leaf(&up);
+    let dup = tracked.grad(&backward(&swiglu(gate.clone(), tracked.clone()), &upstream)).unwrap();
+    let slopes = finite_differences(&up, &upstream, |up| reference::swiglu(double(&gate), up));
+    assert_close(&dup, &slopes.cast(dup.dtype()), "dup");
+}
+
+#[test]
+fn extreme_gates_saturate() {
+    let device = burn::tensor::Device::flex();
+    let gate = Tensor::<2>::from_floats([[-200.0, -88.0, 0.0, 88.0, 200.0]], &device);
+    let y = swiglu(gate, Tensor::ones([1, 5], &device)).into_data().try_to_vec::<f32>().unwrap();
+    assert!(y[0].abs() < 1e-30 && y[1].abs() < 1e-30 && y[2] == 0.0 && y[3] == 88.0 && y[4] == 200.0, "{y:?}");
+}
+
+#[test]
+fn thread_count_does_not_change_a_bit() {
+    let mut random = Random::new(3);
+    let (gate, up) = (random.tensor([1001, 300]), random.tensor([1001, 300]));
+    let run = |threads| on_threads(threads, || swiglu(gate.clone(), up.clone()));
+    assert_same_bits(&run(1), &run(3), "swiglu");
+}

@@ -1,0 +1,217 @@
+//! The chunked head on the CPU: one buffer of logits, turned into their gradient in place.
+
+use burn::Tensor;
+use burn::backend::Flex;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::{HeadLoss, chunk_tokens, trained_rows};
+use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
+use crate::cpu::product::{Matrix, Threads, product};
+use crate::cpu::vector;
+
+/// `None` when an operand is not an f32 tensor on burn-flex, or the head a matrix with a reversed axis.
+pub(super) fn token_logp(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Option<Tensor<1>> {
+    let parents = [Operand::of(h)?, Operand::of(head)?];
+    let head = parents[1].data().clone();
+    Matrix::of(&head)?;
+    let pass = Pass::new(parents[0].contiguous(), head, targets);
+    let mut logp = vec![0.0; targets.len()];
+    let mut lse = Vec::with_capacity(pass.rows.len());
+    pass.for_chunks(|chunk| {
+        let vocabulary = pass.vocabulary();
+        let sums: Vec<f32> = chunk
+            .logits
+            .par_chunks_exact(vocabulary)
+            .map(|row| {
+                let max = vector::max(row);
+                max + vector::sum_of_exp(row, max).ln()
+            })
+            .collect();
+        for (((row, target), lse), logits) in chunk.tokens().zip(&sums).zip(chunk.logits.chunks_exact(vocabulary)) {
+            logp[row] = logits[target] - lse;
+        }
+        lse.extend(sums);
+    });
+    Some(record(Step, parents, from_vec(logp, [targets.len()]), || Saved { pass, lse }))
+}
+
+/// As [`token_logp`]; `wants_head` says whether the head's gradient is formed.
+pub(super) fn head_loss(
+    h: &Tensor<2>,
+    head: &Tensor<2>,
+    targets: &[i32],
+    weights: &[f32],
+    wants_head: bool,
+) -> Option<HeadLoss> {
+    let head = Operand::of(head)?.data().clone();
+    Matrix::of(&head)?;
+    let pass = Pass::new(Operand::of(h)?.contiguous(), head, targets);
+    let vocabulary = pass.vocabulary();
+    let mut logp = vec![0.0; targets.len()];
+    let mut sums = GradientSums::new(&pass, true, wants_head);
+    pass.for_chunks(|chunk| {
+        let rows = chunk.rows.par_iter().zip(chunk.targets).zip(chunk.logits.par_chunks_exact_mut(vocabulary));
+        let of_rows: Vec<f32> = rows
+            .map(|((&row, &target), logits)| {
+                let (max, score) = (vector::max(logits), logits[target]);
+                let sum = vector::exp_and_sum(logits, max);
+                vector::scale(logits, weights[row] / sum);
+                logits[target] -= weights[row];
+                score - max - sum.ln()
+            })
+            .collect();
+        for (&row, value) in chunk.rows.iter().zip(of_rows) {
+            logp[row] = value;
+        }
+        sums.add(&pass, &chunk);
+    });
+    let (dh, dhead) = sums.into_tensors(&pass);
+    Some(HeadLoss {
+        logp: Tensor::from_primitive::<Flex>(from_vec(logp, [targets.len()])),
+        dh: Tensor::from_primitive::<Flex>(dh?),
+        dhead: dhead.map(Tensor::from_primitive::<Flex>),
+    })
+}
+
+/// The tokens with a target, and the two matrices.
+#[derive(Clone, Debug)]
+struct Pass {
+    h: FlexTensor,
+    head: FlexTensor,
+    rows: Vec<usize>,
+    targets: Vec<usize>,
+}
+
+/// Some tokens with a target.
+struct Chunk<'a> {
+    rows: &'a [usize],
+    targets: &'a [usize],
+    /// Their rows of `h`, `[C, D]`.
+    h: &'a [f32],
+    /// `[C, V]`.
+    logits: &'a mut [f32],
+    /// Index of the first among all tokens with a target.
+    first: usize,
+}
+
+impl Chunk<'_> {
+    fn tokens(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.rows.iter().copied().zip(self.targets.iter().copied())
+    }
+}
+
+impl Pass {
+    fn new(h: FlexTensor, head: FlexTensor, targets: &[i32]) -> Self {
+        let (rows, targets) = trained_rows(targets);
+        Self { h, head, rows, targets }
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.head.layout().shape()[0]
+    }
+
+    fn size(&self) -> usize {
+        self.head.layout().shape()[1]
+    }
+
+    fn head_VD(&self) -> Matrix<'_> {
+        Matrix::of(&self.head).expect("invariant: checked before the pass was made")
+    }
+
+    /// Calls `f` with the logits of one chunk after another.
+    fn for_chunks(&self, mut f: impl FnMut(Chunk)) {
+        let (size, vocabulary, h) = (self.size(), self.vocabulary(), slice(&self.h));
+        let most = chunk_tokens(vocabulary);
+        let mut logits = vec![0.0; self.rows.len().min(most) * vocabulary];
+        let mut gathered = Vec::new();
+        for (index, (rows, targets)) in self.rows.chunks(most).zip(self.targets.chunks(most)).enumerate() {
+            gathered.clear();
+            for &row in rows {
+                gathered.extend_from_slice(&h[row * size..][..size]);
+            }
+            let logits = &mut logits[..rows.len() * vocabulary];
+            let h_CD = Matrix::dense(&gathered, rows.len(), size);
+            product(logits, h_CD, self.head_VD().transposed(), 1.0, false, Threads::Pool);
+            f(Chunk { rows, targets, h: &gathered, logits, first: index * most });
+        }
+    }
+}
+
+/// Gradients of `h` and of the head, as far as wanted, summed over chunks.
+struct GradientSums {
+    dh: Option<Vec<f32>>,
+    dhead: Option<Vec<f32>>,
+    rows: Vec<f32>,
+}
+
+impl GradientSums {
+    fn new(pass: &Pass, wants_h: bool, wants_head: bool) -> Self {
+        let zeros = |wanted: bool, len: usize| wanted.then(|| vec![0.0; len]);
+        let dh = zeros(wants_h, slice(&pass.h).len());
+        Self { dh, dhead: zeros(wants_head, pass.vocabulary() * pass.size()), rows: Vec::new() }
+    }
+
+    /// Adds a chunk whose logits have become their gradients.
+    fn add(&mut self, pass: &Pass, chunk: &Chunk) {
+        let (tokens, size) = (chunk.rows.len(), pass.size());
+        let dlogits_CV = Matrix::dense(chunk.logits, tokens, pass.vocabulary());
+        if let Some(dh) = &mut self.dh {
+            self.rows.resize(tokens * size, 0.0);
+            product(&mut self.rows, dlogits_CV, pass.head_VD(), 1.0, false, Threads::Pool);
+            for (&row, values) in chunk.rows.iter().zip(self.rows.chunks_exact(size)) {
+                dh[row * size..][..size].copy_from_slice(values);
+            }
+        }
+        if let Some(dhead) = &mut self.dhead {
+            let h_CD = Matrix::dense(chunk.h, tokens, size);
+            product(dhead, dlogits_CV.transposed(), h_CD, 1.0, true, Threads::Pool);
+        }
+    }
+
+    fn into_tensors(self, pass: &Pass) -> (Option<FlexTensor>, Option<FlexTensor>) {
+        let dh = self.dh.map(|dh| from_vec(dh, pass.h.layout().shape().clone()));
+        let dhead = self.dhead.map(|dhead| from_vec(dhead, [pass.vocabulary(), pass.size()]));
+        (dh, dhead)
+    }
+}
+
+#[derive(Debug)]
+struct Step;
+
+#[derive(Clone, Debug)]
+struct Saved {
+    pass: Pass,
+    /// Log-sum-exp of each token with a target.
+    lse: Vec<f32>,
+}
+
+impl Backward<Flex, 2> for Step {
+    type State = Saved;
+
+    /// `dlogits = g·(onehot - softmax)`, from logits formed again.
+    fn backward(self, ops: Ops<Saved, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = contiguous(grads.consume::<Flex>(&ops.node));
+        let (upstream, Saved { pass, lse }) = (slice(&upstream), &ops.state);
+        let vocabulary = pass.vocabulary();
+        let [h_node, head_node] = ops.parents;
+        let mut sums = GradientSums::new(pass, h_node.is_some(), head_node.is_some());
+        pass.for_chunks(|chunk| {
+            let rows = chunk.rows.par_iter().zip(chunk.targets).zip(&lse[chunk.first..]);
+            rows.zip(chunk.logits.par_chunks_exact_mut(vocabulary)).for_each(|(((&row, &target), &lse), logits)| {
+                vector::scaled_exp(logits, lse, -upstream[row]);
+                logits[target] += upstream[row];
+            });
+            sums.add(pass, &chunk);
+        });
+        let (dh, dhead) = sums.into_tensors(pass);
+        for (node, gradient) in [(h_node, dh), (head_node, dhead)] {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                grads.register::<Flex>(node.id, gradient);
+            }
+        }
+    }
+}

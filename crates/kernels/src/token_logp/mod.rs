@@ -1,0 +1,93 @@
+//! Log-probabilities of the target tokens under the output head, without ever holding logits for all tokens.
+//!
+//! Tokens without a target are skipped; the others go through the head in chunks bounded by a byte budget.
+
+#[cfg(feature = "cpu")]
+mod flex;
+#[cfg(any(feature = "cpu", feature = "ndarray", feature = "cuda", feature = "wgpu", feature = "vulkan"))]
+mod lean;
+pub(crate) mod reference;
+
+use burn::Tensor;
+
+/// Loss, log-probabilities and gradients of one pass over the head; see [`head_loss`].
+#[derive(Clone, Debug)]
+pub struct HeadLoss {
+    /// `log p(target)` of each token, 0 where there is no target; `[T]`.
+    pub logp: Tensor<1>,
+    /// Gradient of the loss with respect to `h`; `[T, D]`.
+    pub dh: Tensor<2>,
+    /// Gradient with respect to the head `[V, D]`, when the head is tracked by autodiff.
+    pub dhead: Option<Tensor<2>>,
+}
+
+/// `log softmax(h·headᵀ)[target]` of each token; 0 where the target is negative.
+///
+/// `h` is `[T, D]`, `head` `[V, D]`; the result is `[T]` in f32. Differentiable in `h`, and in `head` when it is tracked.
+///
+/// Kept for backward: `h`, handles of `head`, and one number a token; the logits are formed again.
+pub fn token_logp(h: Tensor<2>, head: Tensor<2>, targets: &[i32]) -> Tensor<1> {
+    check(&h, &head, targets);
+    #[cfg(feature = "cpu")]
+    if let Some(logp) = flex::token_logp(&h, &head, targets) {
+        return logp;
+    }
+    #[cfg(feature = "cpu")]
+    if let Some(logp) = lean::token_logp::<burn::backend::Flex>(&h, &head, targets) {
+        return logp;
+    }
+    #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
+    if let Some(logp) = lean::token_logp::<burn::backend::Cube>(&h, &head, targets) {
+        return logp;
+    }
+    #[cfg(feature = "ndarray")]
+    #[expect(deprecated, reason = "kept as a second, independent implementation")]
+    if let Some(logp) = lean::token_logp::<burn::backend::NdArray>(&h, &head, targets) {
+        return logp;
+    }
+    reference::token_logp(h, head, targets)
+}
+
+/// The loss `-Σ weights[t]·logp[t]` of tokens with a target: log-probabilities and gradients in one pass, no tape.
+///
+/// Shapes as in [`token_logp`], `weights` one a token. The gradient of the head is formed when `head` is tracked by
+/// autodiff; the results themselves are plain tensors. For any other scalar of the log-probabilities, pass
+/// `weights[t] = -∂/∂logp[t]`.
+pub fn head_loss(h: Tensor<2>, head: Tensor<2>, targets: &[i32], weights: &[f32]) -> HeadLoss {
+    check(&h, &head, targets);
+    assert_eq!(targets.len(), weights.len(), "head_loss: one weight a target");
+    let wants_head = head.is_tracked();
+    let (h, head) = (h.inner(), head.inner());
+    #[cfg(feature = "cpu")]
+    if let Some(loss) = flex::head_loss(&h, &head, targets, weights, wants_head) {
+        return loss;
+    }
+    reference::head_loss(h, head, targets, weights, wants_head)
+}
+
+fn check(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) {
+    let ([tokens, size], [vocabulary, head_size]) = (h.dims(), head.dims());
+    assert_eq!(size, head_size, "token_logp: h is [{tokens}, {size}], head [{vocabulary}, {head_size}]");
+    assert_eq!(h.dtype(), head.dtype(), "token_logp: h and head must have one dtype");
+    assert_eq!(tokens, targets.len(), "token_logp: one target a token");
+    let largest = targets.iter().copied().max().unwrap_or(-1);
+    assert!(largest < 0 || (largest as usize) < vocabulary, "token_logp: target {largest} of {vocabulary} tokens");
+}
+
+/// Bytes of f32 logits held at a time, unless that is too few tokens.
+const CHUNK_BYTES: usize = 64 << 20;
+/// Tokens of a chunk: each chunk reads the whole head, which for fewer tokens costs more than the products.
+const CHUNK_TOKENS: std::ops::RangeInclusive<usize> = 192..=1024;
+
+/// Tokens whose logits are held at a time.
+fn chunk_tokens(vocabulary: usize) -> usize {
+    (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(*CHUNK_TOKENS.start(), *CHUNK_TOKENS.end())
+}
+
+/// Rows that have a target, and their targets.
+fn trained_rows(targets: &[i32]) -> (Vec<usize>, Vec<usize>) {
+    targets.iter().enumerate().filter(|&(_, &target)| target >= 0).map(|(row, &target)| (row, target as usize)).unzip()
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

@@ -1,0 +1,158 @@
+//! The public head against full logits, its reference and finite differences.
+#![allow(clippy::unwrap_used)]
+
+use burn::tensor::activation::log_softmax;
+
+use super::*;
+use crate::oracle::{
+    Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_threads, values,
+};
+
+/// Targets with holes: about a third of the tokens carries no loss.
+fn draw_targets(random: &mut Random, tokens: usize, vocabulary: usize) -> Vec<i32> {
+    (0..tokens).map(|_| if random.below(3) == 0 { -100 } else { random.below(vocabulary) as i32 }).collect()
+}
+
+/// `log_softmax` over all logits, then the targets.
+fn whole_logits(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Vec<f64> {
+    let vocabulary = head.dims()[0];
+    let logp = values(&log_softmax(h.clone().matmul(head.clone().transpose()), 1));
+    let picked =
+        |(row, &target): (usize, &i32)| if target < 0 { 0.0 } else { logp[row * vocabulary + target as usize] };
+    targets.iter().enumerate().map(picked).collect()
+}
+
+const SHAPES: [[usize; 3]; 5] = [[1, 1, 1], [5, 3, 7], [40, 16, 33], [3, 8, 300], [1700, 8, 50]];
+
+#[test]
+fn agrees_with_whole_logits() {
+    let mut random = Random::new(1);
+    for [tokens, size, vocabulary] in SHAPES {
+        for strided in [false, true] {
+            let (h, head) = if strided {
+                (random.view([tokens, size]), random.view([vocabulary, size]))
+            } else {
+                (random.tensor([tokens, size]), random.tensor([vocabulary, size]))
+            };
+            let h = h * 4.0;
+            let targets = draw_targets(&mut random, tokens, vocabulary);
+            let logp = token_logp(h.clone(), head.clone(), &targets);
+            let expected = whole_logits(&double(&h), &double(&head), &targets);
+            for (row, (actual, expected)) in values(&logp).iter().zip(&expected).enumerate() {
+                assert!(
+                    (actual - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                    "row {row}: {actual} and {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_the_reference() {
+    let mut random = Random::new(2);
+    for [tokens, size, vocabulary] in SHAPES {
+        let (h, head) = (random.tensor([tokens, size]) * 3.0, random.tensor([vocabulary, size]));
+        let targets = draw_targets(&mut random, tokens, vocabulary);
+        let upstream = random.tensor([tokens]);
+        for (h_tracked, head_tracked) in [(true, false), (false, true), (true, true)] {
+            let track = |tensor: &Tensor<2>, tracked| if tracked { leaf(tensor) } else { tensor.clone() };
+            let (fast_h, fast_head) = (track(&h, h_tracked), track(&head, head_tracked));
+            let (plain_h, plain_head) = (track(&h, h_tracked), track(&head, head_tracked));
+            let grads = backward(&token_logp(fast_h.clone(), fast_head.clone(), &targets), &upstream);
+            let expected = reference::token_logp(plain_h.clone(), plain_head.clone(), &targets);
+            if !expected.is_tracked() {
+                continue;
+            }
+            let expected = backward(&expected, &upstream);
+            for (fast, plain, name) in [(fast_h, plain_h, "dh"), (fast_head, plain_head, "dhead")] {
+                match (fast.grad(&grads), plain.grad(&expected)) {
+                    (Some(fast), Some(plain)) => assert_close(&fast, &plain, name),
+                    (fast, plain) => assert_eq!(fast.is_some(), plain.is_some(), "{name}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    let mut random = Random::new(3);
+    let (h, head, upstream) = (random.tensor([5, 3]), random.tensor([7, 3]), random.tensor([5]));
+    let targets = [2, -100, 0, 6, 2];
+    let (tracked_h, tracked_head) = (leaf(&h), leaf(&head));
+    let grads = backward(&token_logp(tracked_h.clone(), tracked_head.clone(), &targets), &upstream);
+    let dh = finite_differences(&h, &upstream, |h| reference::token_logp(h, double(&head), &targets));
+    let dhead = finite_differences(&head, &upstream, |head| reference::token_logp(double(&h), head, &targets));
+    assert_close(&double(&tracked_h.grad(&grads).unwrap()), &dh, "dh");
+    assert_close(&double(&tracked_head.grad(&grads).unwrap()), &dhead, "dhead");
+}
+
+#[test]
+fn one_pass_loss_is_the_gradient_of_the_log_probabilities() {
+    let mut random = Random::new(4);
+    for [tokens, size, vocabulary] in SHAPES {
+        let (h, head) = (random.tensor([tokens, size]) * 3.0, random.tensor([vocabulary, size]));
+        let targets = draw_targets(&mut random, tokens, vocabulary);
+        let weights: Vec<f32> = (0..tokens).map(|_| random.unit()).collect();
+        let upstream = Tensor::<1>::from_floats(weights.as_slice(), &h.device()) * -1.0;
+        let (tracked_h, tracked_head) = (leaf(&h), leaf(&head));
+        let expected = token_logp(tracked_h.clone(), tracked_head.clone(), &targets);
+        let grads = backward(&expected, &upstream);
+
+        let frozen = head_loss(h.clone(), head.clone(), &targets, &weights);
+        assert_close(&frozen.logp, &expected, "logp");
+        assert_close(&frozen.dh, &tracked_h.grad(&grads).unwrap(), "dh");
+        assert!(frozen.dhead.is_none(), "a frozen head needs no gradient");
+
+        let full = head_loss(h, tracked_head.clone(), &targets, &weights);
+        assert_close(&full.dh, &frozen.dh, "dh beside dhead");
+        if let Some(dhead) = tracked_head.grad(&grads) {
+            assert_close(&full.dhead.unwrap(), &dhead, "dhead");
+        }
+    }
+}
+
+#[test]
+fn nothing_to_predict_gives_zeros() {
+    let mut random = Random::new(5);
+    let (h, head) = (random.tensor([3, 4]), random.tensor([6, 4]));
+    let loss = head_loss(h.clone(), leaf(&head), &[-100; 3], &[1.0; 3]);
+    for zeros in [values(&loss.logp), values(&loss.dh), values(&loss.dhead.unwrap())] {
+        assert!(zeros.iter().all(|&value| value == 0.0));
+    }
+    let tracked = leaf(&h);
+    let grads = backward(&token_logp(tracked.clone(), leaf(&head), &[-100; 3]), &random.tensor([3]));
+    assert!(tracked.grad(&grads).is_none_or(|dh| values(&dh).iter().all(|&value| value == 0.0)));
+}
+
+#[test]
+fn thread_count_does_not_change_a_bit() {
+    let mut random = Random::new(6);
+    let (h, head) = (random.tensor([300, 64]), random.tensor([700, 64]));
+    let targets = draw_targets(&mut random, 300, 700);
+    let run = |threads| on_threads(threads, || head_loss(h.clone(), leaf(&head), &targets, &[0.01; 300]));
+    let (one, three) = (run(1), run(3));
+    assert_same_bits(&one.logp, &three.logp, "logp");
+    assert_same_bits(&one.dh, &three.dh, "dh");
+    assert_same_bits(&one.dhead.unwrap(), &three.dhead.unwrap(), "dhead");
+}
+
+#[test]
+fn the_form_for_other_backends_agrees_too() {
+    let mut random = Random::new(7);
+    for [tokens, size, vocabulary] in SHAPES {
+        let (h, head) = (random.tensor([tokens, size]) * 3.0, random.tensor([vocabulary, size]));
+        let targets = draw_targets(&mut random, tokens, vocabulary);
+        let upstream = random.tensor([tokens]);
+        let (lean_h, lean_head) = (leaf(&h), leaf(&head));
+        let (fast_h, fast_head) = (leaf(&h), leaf(&head));
+        let lean = lean::token_logp::<burn::backend::Flex>(&lean_h, &lean_head, &targets).unwrap();
+        let fast = token_logp(fast_h.clone(), fast_head.clone(), &targets);
+        assert_close(&lean, &fast, "logp");
+        let (lean, fast) = (backward(&lean, &upstream), backward(&fast, &upstream));
+        assert_close(&lean_h.grad(&lean).unwrap(), &fast_h.grad(&fast).unwrap(), "dh");
+        assert_close(&lean_head.grad(&lean).unwrap(), &fast_head.grad(&fast).unwrap(), "dhead");
+    }
+    assert!(lean::token_logp::<burn::backend::Flex>(&random.tensor([2, 2]), &random.tensor([3, 2]), &[0, 1]).is_none());
+}

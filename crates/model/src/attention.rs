@@ -1,0 +1,77 @@
+//! Softmax attention of every dense family: grouped queries, optional biases (Qwen2), per-head norms of queries and keys
+//! (Qwen3), optional window (Mistral). One body; the specification decides.
+//!
+//! T tokens of all sequences on one axis, N query heads, K key/value heads, H channels of a head.
+
+use burn::tensor::Tensor;
+use qwen_tune_kernels as kernels;
+use qwen_tune_qwen::spec::AttentionSpec;
+
+use crate::build::{BuildError, Builder};
+use crate::context::Context;
+use crate::linear::Linear;
+use crate::norm::RmsNorm;
+use crate::parameters::Pass;
+
+/// `o_proj(attention(rope(norm(q_proj x)), rope(norm(k_proj x)), v_proj x))`.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    spec: AttentionSpec,
+    layer: usize,
+}
+
+impl Attention {
+    /// Loads the part below the cursor.
+    ///
+    /// # Errors
+    /// As [`Builder::linear`].
+    pub fn new(at: &Builder<'_>, hidden: usize, spec: &AttentionSpec, layer: usize) -> Result<Self, BuildError> {
+        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let head_norm = |name| spec.qk_norm.map(|norm| at.norm(name, spec.head_dim, norm)).transpose();
+        Ok(Self {
+            q_proj: at.linear("q_proj", hidden, queries, spec.qkv_bias)?,
+            k_proj: at.linear("k_proj", hidden, keys, spec.qkv_bias)?,
+            v_proj: at.linear("v_proj", hidden, keys, spec.qkv_bias)?,
+            o_proj: at.linear("o_proj", queries, hidden, spec.output_bias)?,
+            q_norm: head_norm("q_norm")?,
+            k_norm: head_norm("k_norm")?,
+            spec: spec.clone(),
+            layer,
+        })
+    }
+
+    /// Whether anything in it is trained.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj].into_iter().any(Linear::is_trained)
+            || [&self.q_norm, &self.k_norm].into_iter().flatten().any(RmsNorm::is_trained)
+    }
+
+    /// `[T, hidden]` to the same.
+    #[must_use]
+    pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
+        let [tokens, _] = x.dims();
+        let AttentionSpec { heads, kv_heads, head_dim, window, .. } = self.spec;
+        let q_TNH = self.q_proj.forward(x.clone(), pass).reshape([tokens, heads, head_dim]);
+        let k_TKH = self.k_proj.forward(x.clone(), pass).reshape([tokens, kv_heads, head_dim]);
+        let v_TKH = self.v_proj.forward(x, pass).reshape([tokens, kv_heads, head_dim]);
+        let normed = |norm: &Option<RmsNorm>, heads: Tensor<3>| match norm {
+            Some(norm) => norm.forward(heads, pass),
+            None => heads,
+        };
+        let q_TNH = context.rotate(normed(&self.q_norm, q_TNH));
+        let k_TKH = context.rotate(normed(&self.k_norm, k_TKH));
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let y_TNH = match &context.cache {
+            None => kernels::attention(q_TNH, k_TKH, v_TKH, &context.segments, scale, window),
+            Some(cache) => cache.attend(self.layer, q_TNH, k_TKH, v_TKH, scale, window),
+        };
+        self.o_proj.forward(y_TNH.reshape([tokens, heads * head_dim]), pass)
+    }
+}

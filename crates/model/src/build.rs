@@ -1,0 +1,252 @@
+//! [`Builder`]: a cursor into a checkpoint. Constructing a module loads it by its Hugging Face name, checks its shape
+//! and decides, here and nowhere else, whether it is frozen, trained or adapted.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use qwen_tune_qwen::ModelDir;
+use qwen_tune_weights::{TensorSource, WeightError};
+
+use crate::linear::{Linear, Lora};
+use crate::norm::RmsNorm;
+use crate::parameters::{Parameters, Weight};
+use qwen_tune_qwen::spec::NormSpec;
+
+/// What of the model is trained.
+#[derive(Debug, Clone, Default)]
+pub enum Training {
+    /// Nothing: evaluation and generation of the base.
+    #[default]
+    Nothing,
+    /// Adapters on the listed modules.
+    Lora(LoraPlan),
+    /// The listed tensors of the base, by inventory name.
+    Full(BTreeSet<String>),
+}
+
+/// Which modules get an adapter, and how it begins.
+#[derive(Debug, Clone, Default)]
+pub struct LoraPlan {
+    /// By module path without the checkpoint's prefix: `layers.0.self_attn.q_proj`.
+    pub modules: BTreeMap<String, LoraModule>,
+    /// Probability that an input channel of A is dropped in training.
+    pub dropout: f32,
+    /// Seed of A where it is drawn.
+    pub seed: u64,
+}
+
+/// One adapter pair.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraModule {
+    /// Rows of A, columns of B.
+    pub rank: usize,
+    /// Factor on `B A x`.
+    pub scale: f32,
+    /// Values of A `[rank, in]` and B `[out, rank]`; drawn and zero when absent.
+    pub values: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// Faults while a model is built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The checkpoint could not be read.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The inventory was checked when the directory was opened, so this means the file changed since.
+    #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Name in the checkpoint.
+        name: String,
+        /// In the file.
+        found: Vec<usize>,
+        /// By the specification.
+        expected: Vec<usize>,
+    },
+    /// Adapter values of the wrong size.
+    #[error("adapter of `{module}` has {found} values in {which}, expected {expected}")]
+    Adapter {
+        /// Module path.
+        module: String,
+        /// `lora_A` or `lora_B`.
+        which: &'static str,
+        /// Values given.
+        found: usize,
+        /// Values needed.
+        expected: usize,
+    },
+}
+
+struct Site<'a> {
+    model: &'a ModelDir,
+    training: &'a Training,
+    device: &'a Device,
+    dtype: DType,
+    parameters: RefCell<Parameters>,
+}
+
+/// A place in the checkpoint's tree of names.
+pub struct Builder<'a> {
+    site: &'a Site<'a>,
+    path: String,
+}
+
+impl<'a> Builder<'a> {
+    /// Builds with `make` from the root of the decoder; returns what was made and all that is trained.
+    ///
+    /// # Errors
+    /// As `make`.
+    pub fn build<T>(
+        model: &'a ModelDir,
+        training: &'a Training,
+        device: &'a Device,
+        dtype: DType,
+        make: impl FnOnce(&Builder<'_>) -> Result<T, BuildError>,
+    ) -> Result<(T, Parameters), BuildError> {
+        let site = Site { model, training, device, dtype, parameters: RefCell::default() };
+        let made = make(&Builder { site: &site, path: String::new() })?;
+        Ok((made, site.parameters.into_inner()))
+    }
+
+    /// The cursor moved down to `name`.
+    #[must_use]
+    pub fn at(&self, name: impl std::fmt::Display) -> Builder<'a> {
+        Builder { site: self.site, path: self.join(&name.to_string()) }
+    }
+
+    fn join(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The checkpoint's name of `name`, its shape checked.
+    fn stored<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<String, BuildError> {
+        let stored = self.site.model.tensor_name(name);
+        let info = self.site.model.checkpoint.info(&stored).ok_or_else(|| BuildError::Shape {
+            name: stored.clone(),
+            found: Vec::new(),
+            expected: shape.to_vec(),
+        })?;
+        if info.shape != shape {
+            return Err(BuildError::Shape { name: stored, found: info.shape.clone(), expected: shape.to_vec() });
+        }
+        Ok(stored)
+    }
+
+    /// The tensor `name` below the cursor. `compute` tensors take part in products and are held in the model's dtype;
+    /// the others (norms) stay f32.
+    ///
+    /// # Errors
+    /// If it cannot be read or has another shape.
+    pub fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        compute: bool,
+    ) -> Result<Weight<D>, BuildError> {
+        let name = self.join(name);
+        let stored = self.stored(&name, shape)?;
+        let values = self.site.model.checkpoint.read_f32(&stored)?;
+        self.site.model.checkpoint.release(&stored);
+        if let Training::Full(trained) = self.site.training
+            && trained.contains(&name)
+        {
+            let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
+            return Ok(Weight::Trained { slot, shape });
+        }
+        let dtype = if compute { self.site.dtype } else { DType::F32 };
+        let tensor = Tensor::<D>::from_data(TensorData::new(values, shape), (self.site.device, dtype));
+        Ok(Weight::Frozen(tensor))
+    }
+
+    /// A linear layer `[out, in]`, with its adapter if the plan gives it one.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read, has another shape, or the adapter's values do not fit.
+    pub fn linear(&self, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear, BuildError> {
+        let here = self.at(name);
+        Ok(Linear {
+            weight: here.tensor("weight", [outputs, inputs], true)?,
+            bias: if bias { Some(here.tensor("bias", [outputs], true)?) } else { None },
+            adapter: here.lora(inputs, outputs)?,
+        })
+    }
+
+    fn lora(&self, inputs: usize, outputs: usize) -> Result<Option<Lora>, BuildError> {
+        let Training::Lora(plan) = self.site.training else { return Ok(None) };
+        let Some(module) = plan.modules.get(&self.path) else { return Ok(None) };
+        let rank = module.rank;
+        let (a, b) = match &module.values {
+            Some((a, b)) => (a.clone(), b.clone()),
+            None => (initial_a(plan.seed, &self.path, rank, inputs), vec![0.0; outputs * rank]),
+        };
+        for (which, found, expected) in [("lora_A", a.len(), rank * inputs), ("lora_B", b.len(), outputs * rank)] {
+            if found != expected {
+                return Err(BuildError::Adapter { module: self.path.clone(), which, found, expected });
+            }
+        }
+        let mut parameters = self.site.parameters.borrow_mut();
+        let mut push = |which: &str, shape: [usize; 2], values| Weight::Trained {
+            slot: parameters.push(format!("{}.{which}.weight", self.path), &shape, values, self.site.device),
+            shape,
+        };
+        Ok(Some(Lora {
+            a: push("lora_A", [rank, inputs], a),
+            b: push("lora_B", [outputs, rank], b),
+            scale: module.scale,
+            dropout: plan.dropout,
+            key: name_key(&self.path),
+        }))
+    }
+
+    /// A norm over `width` channels.
+    ///
+    /// # Errors
+    /// If its weight cannot be read or has another shape.
+    pub fn norm(&self, name: &str, width: usize, spec: NormSpec) -> Result<RmsNorm, BuildError> {
+        Ok(RmsNorm { weight: self.at(name).tensor("weight", [width], false)?, spec })
+    }
+}
+
+/// PEFT's initial A: uniform within `±1/√in` (Kaiming with a = √5). Drawn from the module's name, so that the values do
+/// not depend on which other modules are adapted.
+fn initial_a(seed: u64, module: &str, rank: usize, inputs: usize) -> Vec<f32> {
+    let bound = 1.0 / (inputs as f64).sqrt();
+    let key = mix(seed ^ name_key(module));
+    (0..rank * inputs)
+        .map(|i| {
+            let unit = (mix(key.wrapping_add(i as u64)) >> 11) as f64 / (1u64 << 53) as f64;
+            ((2.0 * unit - 1.0) * bound) as f32
+        })
+        .collect()
+}
+
+/// FNV-1a, 64 bits: a name as a number that stays the same for ever.
+fn name_key(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The output function of splitmix64 (Steele, Lea and Flood 2014): a counter as a random number.
+#[must_use]
+pub fn mix(counter: u64) -> u64 {
+    let mut z = counter.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn initial_a_is_uniform_within_the_bound_and_differs_by_module() {
+        let a = initial_a(1, "layers.0.self_attn.q_proj", 8, 400);
+        assert!(a.iter().all(|v| v.abs() <= 0.05));
+        let mean = a.iter().sum::<f32>() / a.len() as f32;
+        let variance = a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32;
+        assert!(mean.abs() < 0.002, "{mean}");
+        assert!((variance - 0.05f32.powi(2) / 3.0).abs() < 5e-5, "{variance}");
+        assert_ne!(a, initial_a(1, "layers.1.self_attn.q_proj", 8, 400));
+        assert_ne!(a, initial_a(2, "layers.0.self_attn.q_proj", 8, 400));
+    }
+}

@@ -1,0 +1,120 @@
+//! The recipe sections `[model]`, `[lora]` and `[full]`: which checkpoint, and what of it is trained.
+
+use qwen_tune_qwen::targets::{LayerFilter, LoraTargets};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which checkpoint to start from and how its weights are held.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Directory of a Hugging Face checkpoint (config.json, safetensors, tokenizer.json).
+    pub base: String,
+    /// Hub revision the directory was taken from; recorded in the adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Number format of the frozen weights on the device. `auto`: f32 on a CPU, bf16 on a GPU.
+    #[serde(default)]
+    pub dtype: ComputeDtype,
+    /// Storage of the frozen weights. Only `none` so far.
+    #[serde(default)]
+    pub quantize: Quantize,
+}
+
+/// Number format of frozen weights and products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    /// f32 on a CPU, bf16 on a GPU that multiplies it.
+    #[default]
+    Auto,
+    /// 32-bit floats everywhere.
+    F32,
+    /// bf16 frozen weights and products; norms, softmax, loss and adapters stay f32.
+    Bf16,
+}
+
+/// Block quantisation of frozen weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// Weights stay as `dtype` says.
+    #[default]
+    None,
+    /// 4-bit normal floats.
+    Nf4,
+    /// 8-bit integers with block scales.
+    Int8,
+    /// ggml's 4-bit blocks.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
+/// Low-rank adapters: `y = W x + alpha / rank * B A x` with W frozen (Hu et al. 2021, arXiv 2106.09685).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Rows of A and columns of B. More rank learns more and costs memory in proportion.
+    pub rank: usize,
+    /// Numerator of the scale; `2 * rank` is a common choice.
+    pub alpha: f64,
+    /// Probability that an input channel of A is dropped while training.
+    pub dropout: f64,
+    /// What gets an adapter: `all-linear`, `attention`, `mlp`, or a list of module names or globs.
+    pub target: LoraTargets,
+    /// Adapters on routed experts. Not there yet.
+    pub experts: bool,
+    /// Adapters on routers. Not there yet.
+    pub router: bool,
+    /// `default` (A uniform, B zero) or the directory of a PEFT adapter to go on from; its rank, alpha and modules are taken.
+    pub init: String,
+    /// Scale by `alpha / sqrt(rank)` (arXiv 2312.03732).
+    pub rslora: bool,
+    /// Weight-decomposed adapters. Not there yet.
+    pub dora: bool,
+    /// Learning-rate ratio of B to A (arXiv 2402.12354). Not there yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plus_ratio: Option<f64>,
+    /// Modules trained in full and saved with the adapter. Not there yet.
+    pub modules_to_save: Vec<String>,
+    /// Which layers: `all`, or a list of indices and ranges such as `["0-3", 7]`.
+    pub layers: LayerFilter,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target: LoraTargets::default(),
+            experts: false,
+            router: false,
+            init: "default".to_owned(),
+            rslora: false,
+            dora: false,
+            plus_ratio: None,
+            modules_to_save: Vec::new(),
+            layers: LayerFilter::default(),
+        }
+    }
+}
+
+impl LoraConfig {
+    /// The factor on `B A x`.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// Full fine-tuning: base weights themselves are trained.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FullConfig {
+    /// Globs over tensor names (`embed_tokens.weight`, `layers.0.*`) that stay frozen.
+    pub freeze: Vec<String>,
+    /// Globs over tensor names that are trained; empty trains all that `freeze` leaves.
+    pub train: Vec<String>,
+}

@@ -1,0 +1,181 @@
+//! The decoder: embedding, blocks, final norm, head, as separate public steps, so that the staged backward can run them
+//! one at a time.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use qwen_tune_qwen::ModelDir;
+use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
+
+use crate::attention::Attention;
+use crate::build::{BuildError, Builder, Training};
+use crate::context::Context;
+use crate::mlp::Mlp;
+use crate::norm::RmsNorm;
+use crate::parameters::{Parameters, Pass, Weight};
+
+/// A causal language model.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// What it was built from.
+    pub spec: DecoderSpec,
+    embed_tokens: Weight<2>,
+    layers: Vec<Block>,
+    norm: RmsNorm,
+    lm_head: Option<Weight<2>>,
+    device: Device,
+}
+
+/// One pre-norm layer.
+#[derive(Debug, Clone)]
+pub struct Block {
+    input_layernorm: RmsNorm,
+    mixer: Mixer,
+    post_attention_layernorm: RmsNorm,
+    ffn: Ffn,
+}
+
+#[derive(Debug, Clone)]
+enum Mixer {
+    Attention(Attention),
+}
+
+#[derive(Debug, Clone)]
+enum Ffn {
+    Dense(Mlp),
+}
+
+impl Block {
+    fn new(at: &Builder<'_>, spec: &DecoderSpec, index: usize, layer: &LayerSpec) -> Result<Self, BuildError> {
+        let hidden = spec.hidden_size;
+        Ok(Self {
+            input_layernorm: at.norm("input_layernorm", hidden, spec.norm)?,
+            mixer: match &layer.mixer {
+                MixerSpec::Attention(attention) => {
+                    Mixer::Attention(Attention::new(&at.at("self_attn"), hidden, attention, index)?)
+                }
+            },
+            post_attention_layernorm: at.norm("post_attention_layernorm", hidden, spec.norm)?,
+            ffn: match layer.ffn {
+                FfnSpec::Dense { inner, bias } => Ffn::Dense(Mlp::new(&at.at("mlp"), hidden, inner, bias)?),
+            },
+        })
+    }
+
+    /// Whether anything in it is trained.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        let mixer = match &self.mixer {
+            Mixer::Attention(attention) => attention.is_trained(),
+        };
+        let ffn = match &self.ffn {
+            Ffn::Dense(mlp) => mlp.is_trained(),
+        };
+        mixer || ffn || self.input_layernorm.is_trained() || self.post_attention_layernorm.is_trained()
+    }
+
+    /// `h = x + mixer(norm(x))`, `y = h + ffn(norm(h))`; `[tokens, hidden]`.
+    #[must_use]
+    pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
+        let normed = self.input_layernorm.forward(x.clone(), pass);
+        let h = x + match &self.mixer {
+            Mixer::Attention(attention) => attention.forward(normed, context, pass),
+        };
+        let normed = self.post_attention_layernorm.forward(h.clone(), pass);
+        h + match &self.ffn {
+            Ffn::Dense(mlp) => mlp.forward(normed, pass),
+        }
+    }
+}
+
+impl Decoder {
+    /// Loads the checkpoint onto `device`, tensor by tensor; `dtype` holds the weights of products.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read or does not fit.
+    pub fn load(
+        model: &ModelDir,
+        training: &Training,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<(Self, Parameters), BuildError> {
+        let spec = &model.spec;
+        Builder::build(model, training, device, dtype, |at| {
+            Ok(Self {
+                embed_tokens: at.at("embed_tokens").tensor("weight", [spec.vocab_size, spec.hidden_size], true)?,
+                layers: spec
+                    .layers
+                    .iter()
+                    .enumerate()
+                    .map(|(index, layer)| Block::new(&at.at("layers").at(index), spec, index, layer))
+                    .collect::<Result<_, _>>()?,
+                norm: at.norm("norm", spec.hidden_size, spec.norm)?,
+                lm_head: match spec.head {
+                    HeadSpec::Tied => None,
+                    HeadSpec::Own => {
+                        Some(at.at("lm_head").tensor("weight", [spec.vocab_size, spec.hidden_size], true)?)
+                    }
+                },
+                spec: spec.clone(),
+                device: device.clone(),
+            })
+        })
+    }
+
+    /// Where it lives.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The blocks, bottom first.
+    #[must_use]
+    pub fn blocks(&self) -> &[Block] {
+        &self.layers
+    }
+
+    /// Context of a batch of sequences given as (start, length) on the flat token axis.
+    #[must_use]
+    pub fn context(&self, sequences: &[(usize, usize)], positions: &[u32]) -> Context {
+        Context::new(&self.spec.rope, sequences, positions, &self.device)
+    }
+
+    /// Rows of the embedding, `[tokens, hidden]`.
+    #[must_use]
+    pub fn embed(&self, ids: &[u32], pass: &Pass<'_>) -> Tensor<2> {
+        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let count = ids.len();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
+        pass.get(&self.embed_tokens).select(0, index)
+    }
+
+    /// The final norm.
+    #[must_use]
+    pub fn finish(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        self.norm.forward(x, pass)
+    }
+
+    /// The head's weight `[vocab, hidden]`; the embedding's own where they are tied.
+    #[must_use]
+    pub fn head(&self) -> &Weight<2> {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    /// The embedding's weight `[vocab, hidden]`.
+    #[must_use]
+    pub fn embedding(&self) -> &Weight<2> {
+        &self.embed_tokens
+    }
+
+    /// Embedding, blocks and final norm in one go: `[tokens, hidden]`.
+    #[must_use]
+    pub fn hidden(&self, ids: &[u32], context: &Context, pass: &Pass<'_>) -> Tensor<2> {
+        let embedded = self.embed(ids, pass);
+        let x = self.layers.iter().fold(embedded, |x, block| block.forward(x, context, pass));
+        self.finish(x, pass)
+    }
+
+    /// Scores over the vocabulary, `[tokens, vocab]`: for generation and tests; training never forms them.
+    #[must_use]
+    pub fn logits(&self, hidden: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        hidden.matmul(pass.get(self.head()).transpose())
+    }
+}

@@ -1,0 +1,29 @@
+//! The forward pass on Burn: modules, adapters, building from weights, generation.
+//!
+//! Modules hold frozen tensors or slots of [`Parameters`]; a [`Pass`] says with which values, with or without a tape and
+//! with or without adapters one forward runs. So there is one forward function per module, and the reference model of a
+//! preference objective is the same model with adapters off.
+
+#![expect(non_snake_case, reason = "tensors carry their axes as suffixes, `q_TNH`; each file has a legend")]
+
+mod attention;
+mod build;
+mod config;
+mod context;
+mod decoder;
+mod generate;
+mod linear;
+mod mlp;
+mod norm;
+mod parameters;
+
+pub use attention::Attention;
+pub use build::{BuildError, Builder, LoraModule, LoraPlan, Training, mix};
+pub use config::{ComputeDtype, FullConfig, LoraConfig, ModelConfig, Quantize};
+pub use context::{Cache, Context};
+pub use decoder::{Block, Decoder};
+pub use generate::{Generation, Sampling, StopReason, generate};
+pub use linear::{Linear, Lora};
+pub use mlp::Mlp;
+pub use norm::RmsNorm;
+pub use parameters::{Parameter, Parameters, Pass, Weight};

@@ -1,0 +1,57 @@
+//! A linear layer with an optional low-rank adapter, in the checkpoint's `[out, in]` layout. The factored form is used
+//! throughout: the dense `W + s B A` and its gradient never exist.
+
+use burn::tensor::Tensor;
+use qwen_tune_kernels as kernels;
+
+use crate::build::mix;
+use crate::parameters::{Pass, Weight};
+
+/// `y = x Wᵀ + b + s (x Aᵀ) Bᵀ`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Weight<2>,
+    /// `[out]`.
+    pub bias: Option<Weight<1>>,
+    /// Takes part unless the pass turns adapters off.
+    pub adapter: Option<Lora>,
+}
+
+/// An adapter pair.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// `[rank, in]`.
+    pub a: Weight<2>,
+    /// `[out, rank]`.
+    pub b: Weight<2>,
+    /// Factor on `B A x`.
+    pub scale: f32,
+    /// Probability that an input channel of A is dropped in training.
+    pub dropout: f32,
+    /// The module's own part of the dropout key.
+    pub key: u64,
+}
+
+impl Linear {
+    /// Whether anything in it is trained.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        self.adapter.is_some() || self.weight.is_trained() || self.bias.as_ref().is_some_and(Weight::is_trained)
+    }
+
+    /// `x` `[tokens, in]` to `[tokens, out]`.
+    #[must_use]
+    pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let adapter = self.adapter.as_ref().filter(|_| pass.adapters).map(|lora| kernels::Adapter {
+            a: pass.get(&lora.a),
+            b: pass.get(&lora.b),
+            scale: lora.scale,
+            dropout: pass
+                .dropout
+                .filter(|_| lora.dropout > 0.0)
+                .map(|step| kernels::Dropout { p: lora.dropout, key: mix(step ^ lora.key) }),
+        });
+        kernels::linear(x, pass.get(&self.weight), self.bias.as_ref().map(|b| pass.get(b)), adapter)
+    }
+}

@@ -1,0 +1,155 @@
+//! What is trained, apart from the modules that use it: modules hold a [`Weight`], which is either a frozen tensor or a
+//! slot in [`Parameters`]. So the optimizer, the checkpoint and the staged backward see one list, the model itself never
+//! changes, and the same forward serves with and without a tape.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// One trainable tensor.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Name in files: `layers.0.self_attn.q_proj.lora_A.weight`, or the inventory's name of a base tensor.
+    pub name: String,
+    /// Shape in files.
+    pub shape: Vec<usize>,
+    /// Values, f32, flat in row-major order.
+    pub value: Tensor<1>,
+    /// Whether weight decay applies: matrices yes, norms and biases no.
+    pub decays: bool,
+}
+
+/// All trainable tensors of a run, in the order in which the model was built.
+#[derive(Debug, Clone, Default)]
+pub struct Parameters {
+    entries: Vec<Parameter>,
+}
+
+impl Parameters {
+    /// Adds a tensor and returns its slot.
+    pub fn push(&mut self, name: String, shape: &[usize], values: Vec<f32>, device: &Device) -> usize {
+        assert_eq!(values.len(), shape.iter().product::<usize>(), "invariant: values fill the shape of `{name}`");
+        let value = Tensor::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), device);
+        self.entries.push(Parameter { name, shape: shape.to_vec(), value, decays: shape.len() > 1 });
+        self.entries.len() - 1
+    }
+
+    /// In slot order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Parameter> {
+        self.entries.iter()
+    }
+
+    /// In slot order.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, Parameter> {
+        self.entries.iter_mut()
+    }
+
+    /// Number of tensors.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is trained.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Number of trained values.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.entries.iter().map(|p| p.shape.iter().product::<usize>()).sum()
+    }
+}
+
+impl std::ops::Index<usize> for Parameters {
+    type Output = Parameter;
+    fn index(&self, slot: usize) -> &Parameter {
+        &self.entries[slot]
+    }
+}
+
+/// A tensor of the model.
+#[derive(Debug, Clone)]
+pub enum Weight<const D: usize> {
+    /// Never changes; shared by all uses.
+    Frozen(Tensor<D>),
+    /// Lives in [`Parameters`].
+    Trained {
+        /// Its slot.
+        slot: usize,
+        /// Its shape.
+        shape: [usize; D],
+    },
+}
+
+impl<const D: usize> Weight<D> {
+    /// Whether gradients flow into it.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        matches!(self, Self::Trained { .. })
+    }
+}
+
+/// One use of the model: with which values, with or without a tape, with or without adapters.
+pub struct Pass<'a> {
+    parameters: &'a Parameters,
+    tape: Option<RefCell<BTreeMap<usize, Tensor<1>>>>,
+    /// Adapters take part; off gives the base model.
+    pub adapters: bool,
+    /// Key of this step's dropout masks; `None` drops nothing.
+    pub dropout: Option<u64>,
+}
+
+impl<'a> Pass<'a> {
+    /// Evaluation and generation: no tape, no dropout.
+    #[must_use]
+    pub fn plain(parameters: &'a Parameters) -> Self {
+        Self { parameters, tape: None, adapters: true, dropout: None }
+    }
+
+    /// The forward of training without a tape: same masks as [`Pass::taped`] with the same key.
+    #[must_use]
+    pub fn untaped(parameters: &'a Parameters, dropout: Option<u64>) -> Self {
+        Self { dropout, ..Self::plain(parameters) }
+    }
+
+    /// Trainable tensors become leaves of an autodiff tape.
+    #[must_use]
+    pub fn taped(parameters: &'a Parameters, dropout: Option<u64>) -> Self {
+        Self { tape: Some(RefCell::default()), dropout, ..Self::plain(parameters) }
+    }
+
+    /// The base model: adapters off.
+    #[must_use]
+    pub fn without_adapters(mut self) -> Self {
+        self.adapters = false;
+        self
+    }
+
+    /// The tensor of `weight` for this pass. A slot used twice under one tape is one leaf, so its gradients add up.
+    #[must_use]
+    pub fn get<const D: usize>(&self, weight: &Weight<D>) -> Tensor<D> {
+        match weight {
+            Weight::Frozen(tensor) => tensor.clone(),
+            Weight::Trained { slot, shape } => {
+                let value = || self.parameters[*slot].value.clone();
+                let flat = match &self.tape {
+                    None => value(),
+                    Some(tape) => {
+                        tape.borrow_mut().entry(*slot).or_insert_with(|| value().autodiff().require_grad()).clone()
+                    }
+                };
+                flat.reshape(*shape)
+            }
+        }
+    }
+
+    /// The leaves that this pass made, by slot.
+    #[must_use]
+    pub fn into_leaves(self) -> BTreeMap<usize, Tensor<1>> {
+        self.tape.map(RefCell::into_inner).unwrap_or_default()
+    }
+}

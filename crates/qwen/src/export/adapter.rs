@@ -1,0 +1,94 @@
+//! Adapters as PEFT directories that fit their base: its module paths, and a configuration that PEFT wraps the same
+//! modules by.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use qwen_tune_weights::{
+    Dtype,
+    peft::{Adapter, AdapterConfig, LoraPair},
+};
+
+use super::ExportError;
+use crate::{ModelDir, targets::nearest};
+
+/// The configuration of an adapter on these modules of the inventory.
+///
+/// `target_modules` are last parts of paths where that names exactly these modules, as most readers expect; whole paths
+/// otherwise. `base` is what users of the adapter know the base by.
+pub fn adapter_config(
+    model: &ModelDir,
+    base: Option<String>,
+    rank: usize,
+    alpha: f64,
+    modules: &[String],
+) -> AdapterConfig {
+    let chosen: BTreeSet<&str> = modules.iter().map(String::as_str).collect();
+    let mut by_leaf: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for module in model.inventory.iter().filter_map(|tensor| tensor.module.as_deref()) {
+        by_leaf.entry(leaf(module)).or_default().push(module);
+    }
+    let mut targets: Vec<String> = Vec::new();
+    for module in modules {
+        let whole = by_leaf.get(leaf(module)).is_some_and(|all| all.iter().all(|one| chosen.contains(one)));
+        // A leaf of a passenger, such as a vision tower, would be wrapped by PEFT too.
+        let elsewhere = model.passengers.iter().any(|tensor| tensor.ends_with(&format!(".{}.weight", leaf(module))));
+        let target = if whole && !elsewhere { leaf(module).to_owned() } else { model.peft_module(module) };
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    AdapterConfig::new(base, rank, alpha, targets)
+}
+
+/// Writes an adapter directory for this base, with module paths as the base's class has them. Modules that do not fit
+/// are all reported.
+pub fn save_adapter(model: &ModelDir, adapter: &Adapter, out: &Path, dtype: Dtype) -> Result<(), Vec<ExportError>> {
+    let mut renamed = adapter.clone();
+    let mut faults = Vec::new();
+    for pair in &mut renamed.pairs {
+        match check_pair(model, pair) {
+            Ok(module) => pair.module = model.peft_module(&module),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    renamed.write(out, dtype).map_err(|error| vec![error.into()])
+}
+
+/// The module of the inventory that a pair adapts, if it fits.
+pub(super) fn check_pair(model: &ModelDir, pair: &LoraPair) -> Result<String, ExportError> {
+    let Some(module) = model.module_of_peft(&pair.module) else {
+        let known = model.inventory.iter().filter_map(|tensor| tensor.module.as_deref());
+        let bare = pair.module.strip_prefix("model.").unwrap_or(&pair.module);
+        return Err(ExportError::UnknownModule { module: pair.module.clone(), near: nearest(bare, known, 3) });
+    };
+    let (expected_a, expected_b) = (pair.rank * pair.in_features, pair.out_features * pair.rank);
+    if (pair.a.len(), pair.b.len()) != (expected_a, expected_b) {
+        return Err(ExportError::WrongModuleData {
+            module: pair.module.clone(),
+            a: pair.a.len(),
+            b: pair.b.len(),
+            expected_a,
+            expected_b,
+        });
+    }
+    let weight = format!("{module}.weight");
+    let base = model.inventory.iter().find(|tensor| tensor.name == weight).map(|tensor| tensor.shape.clone());
+    match base {
+        Some(base) if base == [pair.out_features, pair.in_features] => Ok(module.to_owned()),
+        base => Err(ExportError::WrongModuleShape {
+            module: pair.module.clone(),
+            adapter: (pair.out_features, pair.in_features),
+            base: base.unwrap_or_default(),
+        }),
+    }
+}
+
+fn leaf(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}

@@ -1,0 +1,102 @@
+//! Every way in which an export can fail.
+
+use qwen_tune_weights::{WeightError, peft::AdapterError};
+
+use super::ExportKind;
+
+/// Why an export failed, or one thing that is wrong with what was to be exported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// A form that cannot be written yet.
+    #[error("export to `{to}` is not there yet")]
+    NotYet {
+        /// The form.
+        to: ExportKind,
+    },
+
+    /// A setting without effect.
+    #[error("`quant` has no effect on an export to `{to}`")]
+    QuantIgnored {
+        /// The form.
+        to: ExportKind,
+    },
+
+    /// Files that cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+
+    /// An adapter that cannot be written.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+
+    /// An adapted module the base does not have.
+    #[error("the adapter has module `{module}`, which this base does not have{}", near_hint(near))]
+    UnknownModule {
+        /// The module as the adapter names it.
+        module: String,
+        /// Names that look like it.
+        near: Vec<String>,
+    },
+
+    /// An adapted module of another shape.
+    #[error("the adapter of `{module}` is [{}, {}] (out, in); the base has {base:?}", adapter.0, adapter.1)]
+    WrongModuleShape {
+        /// The module.
+        module: String,
+        /// Rows of B, columns of A.
+        adapter: (usize, usize),
+        /// Shape of the base's weight.
+        base: Vec<usize>,
+    },
+
+    /// Factors whose lengths are not what their shape says.
+    #[error("the adapter of `{module}` holds {a} and {b} numbers; its shapes take {expected_a} and {expected_b}")]
+    WrongModuleData {
+        /// The module.
+        module: String,
+        /// Length of A.
+        a: usize,
+        /// Length of B.
+        b: usize,
+        /// `rank * in_features`.
+        expected_a: usize,
+        /// `out_features * rank`.
+        expected_b: usize,
+    },
+
+    /// A trained tensor the base does not have.
+    #[error("tensor `{tensor}` was trained, but this base does not have it{}", near_hint(near))]
+    UnknownTensor {
+        /// Its name.
+        tensor: String,
+        /// Names that look like it.
+        near: Vec<String>,
+    },
+
+    /// A trained tensor of another shape.
+    #[error("tensor `{tensor}` was trained as {found:?}; the base has {base:?}")]
+    WrongTensorShape {
+        /// Its name.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Shape of the base's.
+        base: Vec<usize>,
+    },
+
+    /// Two changes of one tensor.
+    #[error("tensor `{tensor}` would be changed twice")]
+    ChangedTwice {
+        /// Its name in the base.
+        tensor: String,
+    },
+}
+
+fn near_hint(near: &[String]) -> String {
+    if near.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
+    format!("; it has {}", names.join(", "))
+}

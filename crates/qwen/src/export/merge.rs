@@ -1,0 +1,244 @@
+//! [`merge`]: the base with what was learnt written into its weights, streamed from file to file.
+//!
+//! The result has the base's files, tensor names, types and order. Tensors that training did not touch are copied byte
+//! for byte. A merged weight is `W + s·(B·A)` in f32, rounded once to the stored type.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use qwen_tune_weights::{
+    MemorySource, ShardedWriter, TensorInfo, TensorSink, TensorSource, WeightError, Written,
+    atomic::AtomicDir,
+    encoding,
+    peft::{Adapter, LoraPair},
+};
+use rayon::prelude::*;
+
+use super::ExportError;
+use crate::{ModelDir, targets::nearest};
+
+/// Rows of a weight that one thread merges at a time.
+const ROWS: usize = 16;
+/// Columns merged at a time, so that a tile of A stays in the second-level cache.
+const COLUMNS: usize = 1024;
+
+/// What training has learnt.
+#[derive(Clone, Copy)]
+pub enum Change<'a> {
+    /// An adapter, its whole tensors included.
+    Adapter(&'a Adapter),
+    /// Whole tensors that replace the base's, named as in the inventory or as in the checkpoint.
+    Full(&'a dyn TensorSource),
+}
+
+/// What a merge has written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Merged {
+    /// The new model directory.
+    pub path: PathBuf,
+    /// The weights; file paths are inside `path`.
+    pub written: Written,
+    /// Tensors that differ from the base.
+    pub changed: usize,
+    /// Other files carried over.
+    pub copied: Vec<String>,
+}
+
+/// Writes base and change together as a new model directory, which appears when it is whole. An existing directory that
+/// is not empty is refused. Everything that does not fit the base is reported before anything is written.
+pub fn merge(model: &ModelDir, change: Change<'_>, out: &Path) -> Result<Merged, Vec<ExportError>> {
+    let extra = match change {
+        Change::Adapter(adapter) => whole_tensors(adapter).map_err(|error| vec![error.into()])?,
+        Change::Full(_) => MemorySource::default(),
+    };
+    let mut updates = Updates::new(model);
+    match change {
+        Change::Adapter(adapter) => {
+            adapter.pairs.iter().for_each(|pair| updates.add_pair(pair));
+            updates.add_full(&extra);
+        }
+        Change::Full(source) => updates.add_full(source),
+    }
+    let updates = updates.finish()?;
+    write(model, &updates, out).map_err(|error| vec![error])
+}
+
+fn whole_tensors(adapter: &Adapter) -> Result<MemorySource, WeightError> {
+    MemorySource::new(adapter.others.iter().map(|other| (other.info.clone(), other.bytes.clone())).collect())
+}
+
+fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, out: &Path) -> Result<Merged, ExportError> {
+    let directory = AtomicDir::new(out)?;
+    let copied = model.side_files()?;
+    for name in &copied {
+        let from = model.path.join(name);
+        fs::copy(&from, directory.path().join(name)).map_err(WeightError::io("copy", &from))?;
+    }
+    let source = &model.checkpoint;
+    let mut sink = Box::new(ShardedWriter::create(directory.path(), source.layout().clone()));
+    sink.declare(source.tensors())?;
+    // A checkpoint lists its tensors shard after shard in file order, which is the order the sink wants.
+    for info in source.tensors() {
+        let stored = source.read(&info.name)?;
+        match updates.get(&info.name) {
+            None => sink.write(&info.name, &stored)?,
+            Some(update) => sink.write(&info.name, &update.apply(info, &stored)?)?,
+        }
+        source.release(&info.name);
+    }
+    let mut written = sink.finish()?;
+    let path = directory.commit()?;
+    for file in &mut written.files {
+        if let Some(name) = file.file_name() {
+            *file = path.join(name);
+        }
+    }
+    Ok(Merged { path, written, changed: updates.len(), copied })
+}
+
+/// How one stored tensor changes.
+#[derive(Clone, Copy)]
+enum Update<'a> {
+    Lora(&'a LoraPair),
+    Full { source: &'a dyn TensorSource, name: &'a str },
+}
+
+impl Update<'_> {
+    /// The new bytes, in the stored type.
+    fn apply(&self, info: &TensorInfo, stored: &[u8]) -> Result<Vec<u8>, WeightError> {
+        match self {
+            Update::Lora(pair) => add_product(info, stored, pair),
+            Update::Full { source, name } => match source.info(name) {
+                Some(new) if new.dtype == info.dtype => Ok(source.read(name)?.into_owned()),
+                _ => encoding::encode(info, &source.read_f32(name)?),
+            },
+        }
+    }
+}
+
+/// `W + s·(B·A)`, where the stored bytes of W are `[out, in]`.
+fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair) -> Result<Vec<u8>, WeightError> {
+    let columns = pair.in_features;
+    let row_bytes = columns * info.dtype.size();
+    let mut merged = vec![0; stored.len()];
+    if merged.is_empty() {
+        return Ok(merged);
+    }
+    merged.par_chunks_mut(ROWS * row_bytes).zip(stored.par_chunks(ROWS * row_bytes)).enumerate().try_for_each(
+        |(block, (merged, stored))| {
+            let mut weights = vec![0.0; stored.len() / info.dtype.size()];
+            encoding::decode_into(info, stored, &mut weights)?;
+            let first = block * ROWS * pair.rank;
+            let b = &pair.b[first..first + weights.len() / columns * pair.rank];
+            let mut product = [0.0; COLUMNS];
+            for start in (0..columns).step_by(COLUMNS) {
+                let end = columns.min(start + COLUMNS);
+                for (weights, b) in weights.chunks_mut(columns).zip(b.chunks(pair.rank)) {
+                    let product = &mut product[..end - start];
+                    product.fill(0.0);
+                    for (rows, factors) in pair.a.chunks(4 * columns).zip(b.chunks(4)) {
+                        accumulate(product, rows, factors, columns, start..end);
+                    }
+                    for (weight, product) in weights[start..end].iter_mut().zip(product) {
+                        *weight += pair.scale * *product;
+                    }
+                }
+            }
+            encoding::encode_into(info, &weights, merged)
+        },
+    )?;
+    Ok(merged)
+}
+
+/// Adds up to four rows of A, each times its factor, in one pass over the sums.
+fn accumulate(sums: &mut [f32], rows: &[f32], factors: &[f32], columns: usize, tile: std::ops::Range<usize>) {
+    let row = |index: usize| &rows[index * columns..][tile.clone()];
+    if let [f0, f1, f2, f3] = *factors {
+        let rows = row(0).iter().zip(row(1)).zip(row(2)).zip(row(3));
+        for (sum, (((a0, a1), a2), a3)) in sums.iter_mut().zip(rows) {
+            *sum += f0 * a0 + f1 * a1 + f2 * a2 + f3 * a3;
+        }
+    } else {
+        for (index, factor) in factors.iter().enumerate() {
+            for (sum, a) in sums.iter_mut().zip(row(index)) {
+                *sum += factor * a;
+            }
+        }
+    }
+}
+
+/// Collects what changes, by the checkpoint's tensor names, and everything that does not fit.
+struct Updates<'a> {
+    model: &'a ModelDir,
+    found: HashMap<String, Update<'a>>,
+    faults: Vec<ExportError>,
+}
+
+impl<'a> Updates<'a> {
+    fn new(model: &'a ModelDir) -> Self {
+        Self { model, found: HashMap::new(), faults: Vec::new() }
+    }
+
+    fn add_pair(&mut self, pair: &'a LoraPair) {
+        match super::adapter::check_pair(self.model, pair) {
+            Ok(module) => self.insert(self.model.tensor_name(&format!("{module}.weight")), Update::Lora(pair)),
+            Err(fault) => self.faults.push(fault),
+        }
+    }
+
+    fn add_full(&mut self, source: &'a dyn TensorSource) {
+        for info in source.tensors() {
+            let name = self.stored_name(&info.name);
+            match self.model.checkpoint.info(&name) {
+                None => self.faults.push(ExportError::UnknownTensor {
+                    tensor: info.name.clone(),
+                    near: nearest(&info.name, self.model.inventory.iter().map(|tensor| tensor.name.as_str()), 3),
+                }),
+                Some(base) if base.shape != info.shape => self.faults.push(ExportError::WrongTensorShape {
+                    tensor: info.name.clone(),
+                    found: info.shape.clone(),
+                    base: base.shape.clone(),
+                }),
+                Some(base) => {
+                    let update = Update::Full { source, name: &info.name };
+                    if base.dtype != info.dtype
+                        && let Some(dtype) = [base.dtype, info.dtype].into_iter().find(|dtype| !dtype.converts_to_f32())
+                    {
+                        let tensor = info.name.clone();
+                        self.faults.push(WeightError::UnsupportedDtype { tensor, dtype }.into());
+                    }
+                    self.insert(name, update);
+                }
+            }
+        }
+    }
+
+    /// The checkpoint's name, from that or the inventory's or PEFT's.
+    fn stored_name(&self, name: &str) -> String {
+        if self.model.checkpoint.info(name).is_some() {
+            return name.to_owned();
+        }
+        let parts = [name.strip_prefix("model.language_model."), name.strip_prefix("model."), Some(name)];
+        let known = |candidate: &&str| self.model.inventory.iter().any(|tensor| tensor.name == *candidate);
+        parts.into_iter().flatten().find(known).map_or_else(|| name.to_owned(), |found| self.model.tensor_name(found))
+    }
+
+    fn insert(&mut self, tensor: String, update: Update<'a>) {
+        if self.found.insert(tensor.clone(), update).is_some() {
+            self.faults.push(ExportError::ChangedTwice { tensor });
+        }
+    }
+
+    fn finish(mut self) -> Result<HashMap<String, Update<'a>>, Vec<ExportError>> {
+        if let Some(copy) = &self.model.head_copy
+            && !self.found.contains_key(copy)
+            && let Some(update) = self.found.get(&self.model.tensor_name("embed_tokens.weight")).copied()
+        {
+            self.found.insert(copy.clone(), update);
+        }
+        if self.faults.is_empty() { Ok(self.found) } else { Err(self.faults) }
+    }
+}

@@ -1,0 +1,16 @@
+//! Writing a trained model out: as one merged checkpoint, or as an adapter beside its base.
+//!
+//! Exports are streams from file to file: one tensor in memory at a time, no device, no model built.
+
+mod adapter;
+mod config;
+mod error;
+mod merge;
+
+pub use adapter::{adapter_config, save_adapter};
+pub use config::{ExportConfig, ExportKind};
+pub use error::ExportError;
+pub use merge::{Change, Merged, merge};
+
+#[cfg(test)]
+mod tests;

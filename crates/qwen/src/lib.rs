@@ -1,0 +1,33 @@
+//! What a Qwen checkpoint is, without running it: its specification, the list of its tensors, which of them take an
+//! adapter, what training it costs, and how it is written out again.
+//!
+//! Everything that differs between families is decided here, once, from `config.json`; the rest of the program reads
+//! [`DecoderSpec`] and [`inventory`] and never asks for a family's name.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`family`] | `config.json` to [`DecoderSpec`], one file a family |
+//! | [`spec`] | [`DecoderSpec`] |
+//! | [`inventory`](inventory()) | the list of tensors of a specification |
+//! | [`model_dir`] | [`ModelDir`]: a directory whose weights were held against that list |
+//! | [`targets`] | which modules get adapters |
+//! | [`memory`] | bytes and operations, by formula |
+//! | [`export`] | merged models and adapters, streamed to disk |
+
+mod auto;
+pub mod export;
+pub mod family;
+#[cfg(test)]
+mod fixture;
+mod inventory;
+pub mod memory;
+pub mod model_dir;
+pub mod spec;
+pub mod targets;
+
+pub use auto::Auto;
+pub use family::ConfigError;
+pub use inventory::{Part, Role, TensorSpec, inventory};
+pub use model_dir::{ModelDir, ModelError};
+pub use spec::{AttentionSpec, DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, RopeSpec};
+pub use targets::{LayerFilter, LoraTargets, TargetError};

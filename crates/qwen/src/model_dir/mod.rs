@@ -1,0 +1,172 @@
+//! [`ModelDir`]: a model directory as Hugging Face lays it out, opened and held against its own configuration.
+//!
+//! Nothing is loaded here. After opening, every tensor of the inventory is known to be there with the right shape and a
+//! type that can be read, and everything else in the checkpoint is a passenger: carried along, never run.
+
+mod error;
+mod files;
+mod verify;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use qwen_tune_weights::{Checkpoint, TensorSource, WeightError};
+use serde_json::Value;
+
+pub use error::ModelError;
+
+use crate::{DecoderSpec, TensorSpec, family};
+
+const CONFIG_FILE: &str = "config.json";
+const GENERATION_FILE: &str = "generation_config.json";
+
+/// An opened model directory.
+#[derive(Debug)]
+pub struct ModelDir {
+    /// The directory.
+    pub path: PathBuf,
+    /// `config.json` as it is.
+    pub config: Value,
+    /// `generation_config.json` as it is.
+    pub generation_config: Option<Value>,
+    /// What the model is; the head as the checkpoint shows it.
+    pub spec: DecoderSpec,
+    /// The list of the model's tensors.
+    pub inventory: Vec<TensorSpec>,
+    /// The weights.
+    pub checkpoint: Checkpoint,
+    /// What the checkpoint puts before the names of the inventory, such as `model.`.
+    pub prefix: String,
+    /// Tensors of the checkpoint that are not the model's: vision towers, extra predictors, old buffers.
+    pub passengers: Vec<String>,
+    /// A passenger that repeats the embedding as `lm_head.weight` in a checkpoint whose head is tied. It has to follow
+    /// the embedding when that changes.
+    pub head_copy: Option<String>,
+    head_name: String,
+}
+
+impl ModelDir {
+    /// Opens a directory; everything wrong with it is reported at once.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Vec<ModelError>> {
+        let path = path.as_ref();
+        let config = read_config(path).map_err(|error| vec![error])?;
+        let generation_config = read_generation_config(path).map_err(|error| vec![error])?;
+        let spec = family::resolve(&config)
+            .map_err(|source| vec![ModelError::Config { path: path.join(CONFIG_FILE), source }])?;
+        let checkpoint = Checkpoint::open(path).map_err(|error| vec![error.into()])?;
+        let verified = verify::verify(spec, &checkpoint)?;
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            generation_config,
+            spec: verified.spec,
+            inventory: verified.inventory,
+            checkpoint,
+            prefix: verified.prefix,
+            passengers: verified.passengers,
+            head_copy: verified.head_copy,
+            head_name: verified.head_name,
+        })
+    }
+
+    /// The checkpoint's name of a tensor of the inventory.
+    pub fn tensor_name(&self, name: &str) -> String {
+        if name == verify::HEAD { self.head_name.clone() } else { format!("{}{name}", self.prefix) }
+    }
+
+    /// The inventory's entry of a tensor by its name in the checkpoint.
+    pub fn tensor(&self, checkpoint_name: &str) -> Option<&TensorSpec> {
+        let name = if checkpoint_name == self.head_name {
+            verify::HEAD
+        } else {
+            checkpoint_name.strip_prefix(self.prefix.as_str())?
+        };
+        self.inventory.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The path PEFT gives to a module of the inventory: `layers.0.self_attn.q_proj` to
+    /// `model.layers.0.self_attn.q_proj`.
+    pub fn peft_module(&self, module: &str) -> String {
+        if module == verify::HEAD_MODULE {
+            return module.to_owned();
+        }
+        // A checkpoint of the bare decoder still becomes part of a causal model.
+        let prefix = if self.prefix.is_empty() { "model." } else { &self.prefix };
+        format!("{prefix}{module}")
+    }
+
+    /// The module of the inventory that a PEFT path means, under whichever class the adapter was trained.
+    pub fn module_of_peft(&self, path: &str) -> Option<&str> {
+        let name = verify::PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix)).unwrap_or(path);
+        self.inventory.iter().filter_map(|tensor| tensor.module.as_deref()).find(|module| *module == name)
+    }
+
+    /// Ids that end a text: those of `generation_config.json`, then those `config.json` adds.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        let mut ids = Vec::new();
+        for config in self.generation_config.iter().chain([&self.config]) {
+            let found = match config.get("eos_token_id") {
+                Some(Value::Array(several)) => several.as_slice(),
+                Some(one) => std::slice::from_ref(one),
+                None => &[],
+            };
+            for id in found.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()) {
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+
+    /// A file of the directory, if it is there.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        Some(self.path.join(name)).filter(|path| path.is_file())
+    }
+
+    /// Names of the files that make up tokenizer and chat template, sorted.
+    pub fn tokenizer_files(&self) -> Result<Vec<String>, WeightError> {
+        Ok(self.side_files()?.into_iter().filter(|name| files::is_tokenizer(name)).collect())
+    }
+
+    /// Names of the files an export carries over unchanged: all but weights, model cards and hidden files, sorted.
+    pub fn side_files(&self) -> Result<Vec<String>, WeightError> {
+        files::list(&self.path, self.checkpoint.layout())
+    }
+
+    /// Bytes of the model's own tensors as they are stored.
+    pub fn stored_bytes(&self) -> u64 {
+        let infos = self.inventory.iter().filter_map(|tensor| self.checkpoint.info(&self.tensor_name(&tensor.name)));
+        infos.map(|info| info.bytes() as u64).sum()
+    }
+}
+
+fn read_config(path: &Path) -> Result<Value, ModelError> {
+    if !path.exists() {
+        return Err(ModelError::NotFound { path: path.to_owned() });
+    }
+    if !path.is_dir() {
+        return Err(ModelError::NotADirectory { path: path.to_owned() });
+    }
+    let file = path.join(CONFIG_FILE);
+    if !file.exists() {
+        return Err(ModelError::NoConfig { path: path.to_owned() });
+    }
+    read_json(&file)
+}
+
+fn read_generation_config(path: &Path) -> Result<Option<Value>, ModelError> {
+    let file = path.join(GENERATION_FILE);
+    if file.exists() { read_json(&file).map(Some) } else { Ok(None) }
+}
+
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    let text = fs::read(path).map_err(WeightError::io("read", path))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| ModelError::Malformed { path: path.to_owned(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests;

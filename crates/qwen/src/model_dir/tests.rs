@@ -1,0 +1,166 @@
+#![allow(clippy::unwrap_used)]
+
+use qwen_tune_weights::{Dtype, TensorInfo};
+use serde_json::json;
+
+use super::*;
+use crate::{HeadSpec, fixture::Fixture};
+
+fn open(fixture: &Fixture) -> ModelDir {
+    let home = fixture.write();
+    ModelDir::open(home.path()).unwrap()
+}
+
+fn faults(fixture: &Fixture) -> Vec<String> {
+    let home = fixture.write();
+    let place = home.path().display().to_string();
+    ModelDir::open(home.path()).unwrap_err().iter().map(|fault| fault.to_string().replace(&place, "DIR")).collect()
+}
+
+fn info(name: &str, shape: &[usize]) -> TensorInfo {
+    TensorInfo::new(name, Dtype::F32, shape)
+}
+
+#[test]
+fn every_family_opens_single_or_sharded() {
+    for family in ["qwen2", "qwen3", "llama", "mistral"] {
+        for (shards, dtype) in [(1, Dtype::F32), (3, Dtype::BF16), (2, Dtype::F16)] {
+            let model = open(&Fixture { shards, dtype, ..Fixture::new(family) });
+            assert_eq!(model.checkpoint.shards().len(), shards);
+            assert_eq!((model.prefix.as_str(), model.spec.head), ("model.", HeadSpec::Own));
+            assert_eq!(model.passengers, Vec::<String>::new());
+            let elements: u64 = model.inventory.iter().map(TensorSpec::elements).sum();
+            assert_eq!(model.stored_bytes(), elements * dtype.size() as u64);
+        }
+    }
+}
+
+#[test]
+fn prefixes_are_found_by_the_embedding() {
+    for prefix in ["model.language_model.", "language_model.model.", "model.", ""] {
+        let model = open(&Fixture { prefix, ..Fixture::new("qwen3") });
+        assert_eq!(model.prefix, prefix);
+        let stored = model.tensor_name("layers.1.mlp.up_proj.weight");
+        assert_eq!(stored, format!("{prefix}layers.1.mlp.up_proj.weight"));
+        assert_eq!(model.tensor(&stored).unwrap().name, "layers.1.mlp.up_proj.weight");
+        assert_eq!(model.tensor_name("lm_head.weight"), "lm_head.weight");
+        assert_eq!(model.tensor("lm_head.weight").unwrap().name, "lm_head.weight");
+        let peft = model.peft_module("layers.1.mlp.up_proj");
+        assert_eq!(peft, format!("{}layers.1.mlp.up_proj", if prefix.is_empty() { "model." } else { prefix }));
+        assert_eq!(model.module_of_peft(&peft), Some("layers.1.mlp.up_proj"));
+        assert_eq!(model.module_of_peft("model.language_model.layers.1.mlp.up_proj"), Some("layers.1.mlp.up_proj"));
+        assert_eq!(model.module_of_peft("model.layers.7.mlp.up_proj"), None);
+    }
+    assert_eq!(
+        faults(&Fixture { prefix: "transformer.", ..Fixture::new("qwen3") }),
+        [
+            "no `embed_tokens.weight` in the checkpoint: looked for it after `model.language_model.`, `language_model.model.`, `model.`; found `transformer.embed_tokens.weight`"
+        ]
+    );
+    let two = vec![info("embed_tokens.weight", &[24, 8])];
+    assert_eq!(
+        faults(&Fixture { extra: two, ..Fixture::new("qwen3") }),
+        ["the checkpoint holds several embeddings: `model.embed_tokens.weight`, `embed_tokens.weight`"]
+    );
+}
+
+#[test]
+fn the_checkpoint_decides_about_the_head() {
+    let tied = open(&Fixture::new("qwen3").tied());
+    assert_eq!((tied.spec.head, tied.head_copy), (HeadSpec::Tied, None));
+    let copied = open(&Fixture { head_copy: true, ..Fixture::new("qwen3").tied() });
+    assert_eq!((copied.spec.head, copied.head_copy.as_deref()), (HeadSpec::Tied, Some("lm_head.weight")));
+    assert_eq!(copied.passengers, ["lm_head.weight"]);
+    // Another type, hence other bytes: a head of its own, whatever the configuration says.
+    let own = TensorInfo::new("lm_head.weight", Dtype::BF16, [24, 8]);
+    let own = open(&Fixture { extra: vec![own], ..Fixture::new("qwen3").tied() });
+    assert_eq!((own.spec.head, own.head_copy), (HeadSpec::Own, None));
+    assert_eq!(
+        faults(&Fixture { without: vec!["lm_head.weight"], ..Fixture::new("qwen3") }),
+        ["tensor `lm_head.weight` is missing, and `tie_word_embeddings` is not true in config.json"]
+    );
+}
+
+#[test]
+fn everything_that_differs_is_reported_at_once() {
+    let mut fixture = Fixture::new("qwen2");
+    fixture.without =
+        vec!["model.layers.0.self_attn.q_proj.bias", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"];
+    fixture.extra = vec![
+        info("model.layers.1.mlp.up_proj.weight", &[8, 12]),
+        info("model.layers.1.self_attn.o_proj.bias", &[8]),
+        info("model.layers.2.mlp.up_proj.weight", &[12, 8]),
+        TensorInfo::new("model.norm.weight", Dtype::I8, [8]),
+        info("lm_head.bias", &[24]),
+    ];
+    assert_eq!(
+        faults(&fixture),
+        [
+            "tensor `model.layers.0.self_attn.q_proj.bias` [16] is missing",
+            "tensor `model.layers.1.mlp.up_proj.weight` has shape [8, 12]; config.json calls for [12, 8]",
+            "tensor `model.norm.weight` is I8; weights are read as F32, F16, BF16 or F64",
+            "tensor `lm_head.bias` [24] is not part of the model that config.json describes",
+            "tensor `model.layers.2.mlp.up_proj.weight` [12, 8] is not part of the model that config.json describes",
+            "tensor `model.layers.1.self_attn.o_proj.bias` [8] is not part of the model that config.json describes",
+        ]
+    );
+}
+
+#[test]
+fn other_parts_are_passengers() {
+    let extra = vec![
+        info("model.visual.patch_embed.weight", &[2, 2]),
+        info("mtp.fc.weight", &[8, 16]),
+        TensorInfo::new("model.layers.0.self_attn.rotary_emb.inv_freq", Dtype::F32, [2]),
+    ];
+    let model = open(&Fixture { extra, ..Fixture::new("llama") });
+    assert_eq!(
+        model.passengers,
+        ["model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.fc.weight", "model.visual.patch_embed.weight"]
+    );
+}
+
+#[test]
+fn ids_that_end_a_text_come_from_both_files() {
+    let home = Fixture::new("qwen3").write();
+    assert_eq!(ModelDir::open(home.path()).unwrap().eos_ids(), [2]);
+    std::fs::write(home.path().join("generation_config.json"), json!({"eos_token_id": [7, 2, 9]}).to_string()).unwrap();
+    assert_eq!(ModelDir::open(home.path()).unwrap().eos_ids(), [7, 2, 9]);
+    std::fs::write(home.path().join("generation_config.json"), "{").unwrap();
+    assert!(ModelDir::open(home.path()).unwrap_err()[0].to_string().contains("generation_config.json` is malformed"));
+}
+
+#[test]
+fn side_files_are_listed() {
+    let home = Fixture::new("qwen3").write();
+    std::fs::write(home.path().join("chat_template.jinja"), "").unwrap();
+    let model = ModelDir::open(home.path()).unwrap();
+    assert_eq!(model.side_files().unwrap(), ["chat_template.jinja", "config.json", "tokenizer.json"]);
+    assert_eq!(model.tokenizer_files().unwrap(), ["chat_template.jinja", "tokenizer.json"]);
+    assert_eq!(model.file("tokenizer.json"), Some(home.path().join("tokenizer.json")));
+    assert_eq!(model.file("vocab.json"), None);
+}
+
+#[test]
+fn what_is_no_model_directory_says_what_to_do() {
+    let fault = |path: &Path| ModelDir::open(path).unwrap_err().remove(0).to_string();
+    assert_eq!(
+        fault(Path::new("Qwen/Qwen3-0.6B")),
+        "no model at `Qwen/Qwen3-0.6B`: there is no such directory; to use the hub's `Qwen/Qwen3-0.6B`, download it first: `hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B`"
+    );
+    assert_eq!(fault(Path::new("/models/none")), "no model at `/models/none`: there is no such directory");
+    assert_eq!(fault(Path::new("./models/none")), "no model at `./models/none`: there is no such directory");
+    let home = tempfile::tempdir().unwrap();
+    let gguf = home.path().join("model.gguf");
+    std::fs::write(&gguf, "").unwrap();
+    assert!(fault(&gguf).ends_with("; training from GGUF files is not there yet"));
+    assert!(fault(home.path()).ends_with("is not a model directory: it has no `config.json`"));
+    std::fs::write(home.path().join("config.json"), "{\"model_type\": \"qwen3_moe\"}").unwrap();
+    assert!(
+        fault(home.path()).ends_with(
+            "config.json`: `model_type` `qwen3_moe` is not supported: mixtures of experts are not there yet"
+        )
+    );
+    std::fs::write(home.path().join("config.json"), Fixture::new("qwen3").config.to_string()).unwrap();
+    assert!(fault(home.path()).starts_with("no weights in"));
+}

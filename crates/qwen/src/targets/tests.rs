@@ -1,0 +1,126 @@
+#![allow(clippy::unwrap_used)]
+
+use serde_json::json;
+
+use super::*;
+use crate::{family, inventory};
+
+fn model(tied: bool) -> Vec<TensorSpec> {
+    let config = json!({
+        "model_type": "qwen2", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+    });
+    inventory(&family::resolve(&config).unwrap())
+}
+
+fn names(names: &[&str]) -> LoraTargets {
+    LoraTargets::Names(names.iter().map(|&name| name.to_owned()).collect())
+}
+
+fn resolve(targets: &LoraTargets) -> Vec<String> {
+    targets.resolve(&model(false), &LayerFilter::All).unwrap()
+}
+
+fn faults(targets: &LoraTargets, tied: bool, layers: &LayerFilter) -> Vec<String> {
+    targets.resolve(&model(tied), layers).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn groups_mean_what_they_say() {
+    assert_eq!(resolve(&LoraTargets::default()).len(), 3 * 7);
+    let attention = resolve(&LoraTargets::Group(TargetGroup::Attention));
+    assert_eq!(attention.len(), 3 * 4);
+    assert_eq!(&attention[..2], ["layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj"]);
+    let mlp = resolve(&LoraTargets::Group(TargetGroup::Mlp));
+    assert_eq!(mlp.len(), 3 * 3);
+    assert!(mlp.iter().all(|module| module.contains(".mlp.")));
+}
+
+#[test]
+fn names_match_leaves_ends_and_whole_paths() {
+    assert_eq!(resolve(&names(&["q_proj"])).len(), 3);
+    assert_eq!(resolve(&names(&["self_attn.q_proj"])).len(), 3);
+    assert_eq!(resolve(&names(&["layers.1.self_attn.q_proj"])), ["layers.1.self_attn.q_proj"]);
+    assert_eq!(resolve(&names(&["model.layers.1.self_attn.q_proj"])), ["layers.1.self_attn.q_proj"]);
+}
+
+#[test]
+fn globs_match_leaves_without_dots_and_paths_with_them() {
+    assert_eq!(resolve(&names(&["[qk]_proj"])).len(), 6);
+    assert_eq!(resolve(&names(&["*_proj"])).len(), 21);
+    assert_eq!(resolve(&names(&["layers.0.*"])).len(), 7);
+    assert_eq!(resolve(&names(&["*.mlp.{gate,up}_proj"])).len(), 6);
+    assert_eq!(resolve(&names(&["model.layers.{0,2}.mlp.*"])).len(), 6);
+}
+
+#[test]
+fn modules_come_once_and_in_the_models_order() {
+    let modules = resolve(&names(&["layers.2.*", "v_proj", "q_proj", "q_proj"]));
+    assert_eq!(&modules[..3], ["layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj", "layers.1.self_attn.q_proj"]);
+    assert_eq!(modules.len(), 2 * 2 + 7);
+}
+
+#[test]
+fn layers_limit_what_a_target_means() {
+    let modules = names(&["q_proj"]).resolve(&model(false), &LayerFilter::Range(1, 2)).unwrap();
+    assert_eq!(modules, ["layers.1.self_attn.q_proj", "layers.2.self_attn.q_proj"]);
+    assert_eq!(
+        faults(&names(&["layers.0.*", "q_proj"]), false, &LayerFilter::List(vec![2])),
+        ["target `layers.0.*` matches 7 modules, but none in the layers chosen by `layers = [2]`"]
+    );
+    assert_eq!(
+        faults(&LoraTargets::default(), false, &LayerFilter::List(vec![3])),
+        ["`layers` names layer 3; this model has layers 0 to 2"]
+    );
+}
+
+#[test]
+fn every_target_without_a_module_is_reported_with_near_misses() {
+    assert_eq!(
+        faults(
+            &names(&["q_prj", "layers.9.mlp.up_proj", "in_proj_qkvz", "v_proj", "[", "query_key_value"]),
+            false,
+            &LayerFilter::All
+        ),
+        [
+            "target `q_prj` matches no module of this model; it has `q_proj`, `k_proj`, `v_proj`",
+            "target `layers.9.mlp.up_proj` matches no module of this model; it has `layers.0.mlp.up_proj`, `layers.1.mlp.up_proj`, `layers.2.mlp.up_proj`",
+            "target `in_proj_qkvz` matches no module of this model; it has `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`",
+            "target `[` is malformed: unclosed character class; missing ']'",
+            "target `query_key_value` matches no module of this model; it has `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`",
+        ]
+    );
+    assert_eq!(
+        faults(&names(&[]), false, &LayerFilter::All),
+        ["the list of targets is empty; \"all-linear\" adapts every linear layer"]
+    );
+}
+
+#[test]
+fn heads_embeddings_and_norms_are_refused_with_a_reason() {
+    let reason = |name: &str, tied| faults(&names(&[name]), tied, &LayerFilter::All).remove(0);
+    assert!(
+        reason("lm_head", false)
+            .starts_with("target `lm_head` means `lm_head`, which takes no adapter: an adapter on the head")
+    );
+    assert!(reason("lm_head", true).contains("the head of this model is its embedding (tied)"));
+    assert!(reason("model.embed_tokens", false).contains("adapters on embeddings are not there yet"));
+    assert!(reason("*norm", false).contains("which takes no adapter: it is not a linear layer"));
+}
+
+#[test]
+fn the_recipe_form_is_read_and_written() {
+    for (text, targets) in [
+        ("\"all-linear\"", LoraTargets::Group(TargetGroup::AllLinear)),
+        ("\"attention\"", LoraTargets::Group(TargetGroup::Attention)),
+        ("[\"q_proj\",\"*.mlp.*\"]", names(&["q_proj", "*.mlp.*"])),
+    ] {
+        assert_eq!(serde_json::from_str::<LoraTargets>(text).unwrap(), targets);
+        assert_eq!(serde_json::to_string(&targets).unwrap(), text);
+    }
+    let fault = |text: &str| serde_json::from_str::<LoraTargets>(text).unwrap_err().to_string();
+    assert!(fault("\"atention\"").contains("unknown group `atention`, expected `\"all-linear\"`, `\"attention\"` or `\"mlp\"`; did you mean `\"attention\"`?"));
+    assert!(fault("\"q_proj\"").contains("module names go in a list: `[\"q_proj\"]`"));
+    assert!(fault("3").contains("expected `\"all-linear\"`, `\"attention\"`, `\"mlp\"` or a list of module names"));
+}

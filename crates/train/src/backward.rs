@@ -1,0 +1,214 @@
+//! Staged backward: gradients of a whole micro-batch with one block's tape at a time.
+//!
+//! The forward keeps one input per block. The head turns the last hidden states into token log-probabilities and the
+//! gradient of the loss, chunk by chunk. Then the blocks run in reverse, each on a small tape of its own seeded with the
+//! gradient from above: `(y * g).backward()` seeds g exactly, because the sweep starts from ones. A block either kept its
+//! tape from the forward or is run again; one forward function serves both, and dropout masks are functions of the step
+//! and the module, so both see the same ones.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+use qwen_tune_data::Batch;
+use qwen_tune_kernels as kernels;
+use qwen_tune_model::{Context, Decoder, Parameters, Pass, Weight};
+
+use crate::objective::Objective;
+
+/// Gradients by slot of [`Parameters`], flat f32; absent where nothing flowed.
+#[derive(Debug, Default)]
+pub struct Gradients {
+    slots: BTreeMap<usize, Tensor<1>>,
+}
+
+impl Gradients {
+    /// The gradient of a slot.
+    #[must_use]
+    pub fn get(&self, slot: usize) -> Option<&Tensor<1>> {
+        self.slots.get(&slot)
+    }
+
+    /// Adds to a slot.
+    pub fn add(&mut self, slot: usize, gradient: Tensor<1>) {
+        let sum = match self.slots.remove(&slot) {
+            Some(sum) => sum + gradient,
+            None => gradient,
+        };
+        self.slots.insert(slot, sum);
+    }
+
+    fn add_leaves(&mut self, leaves: BTreeMap<usize, Tensor<1>>, tape: &mut burn::tensor::Gradients) {
+        for (slot, leaf) in leaves {
+            if let Some(gradient) = leaf.grad_remove(tape) {
+                self.add(slot, gradient);
+            }
+        }
+    }
+
+    /// `√Σ g²` over all slots, summed in f64 on the host from one f32 number a tensor.
+    #[must_use]
+    pub fn norm(&self) -> f64 {
+        self.slots.values().map(|g| f64::from((g.clone() * g.clone()).sum().into_scalar::<f32>())).sum::<f64>().sqrt()
+    }
+
+    /// Multiplies all by `factor`.
+    pub fn scale(&mut self, factor: f64) {
+        for g in self.slots.values_mut() {
+            *g = g.clone().mul_scalar(factor);
+        }
+    }
+}
+
+/// How one micro-batch is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Staging {
+    /// This many of the lowest blocks are run again in the backward; the others keep their tapes.
+    pub recompute: usize,
+    /// Key of this micro-batch's dropout masks.
+    pub dropout: Option<u64>,
+}
+
+enum Kept<'a> {
+    /// Below everything trained: nothing to do in the backward.
+    Nothing,
+    /// Run again from this input.
+    Input(Tensor<2>),
+    /// The tape itself: input leaf, output, pass with its leaves.
+    Tape(Tensor<2>, Tensor<2>, Pass<'a>),
+}
+
+/// Adds the gradients of `batch` to `gradients` and returns the loss summed over its trained tokens, unscaled.
+///
+/// `share` multiplies every token's loss: one over the trained tokens of the whole step, so that micro-batches add up to
+/// the mean over the step.
+pub fn accumulate(
+    decoder: &Decoder,
+    parameters: &Parameters,
+    objective: &dyn Objective,
+    batch: &Batch,
+    share: f32,
+    staging: Staging,
+    gradients: &mut Gradients,
+) -> f64 {
+    let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
+    let context = decoder.context(&sequences, &batch.positions);
+    let trains_embedding = matches!(decoder.embedding(), Weight::Trained { .. });
+
+    // Embedding. Its gradient needs no tape through the blocks, only dx of the lowest one.
+    let embedding_pass = Pass::taped(parameters, None);
+    let embedded = decoder.embed(&batch.ids, &embedding_pass);
+    let mut x = embedded.clone().inner();
+
+    // Forward through the blocks.
+    let mut kept = Vec::with_capacity(decoder.blocks().len());
+    let mut tracked = trains_embedding;
+    for (index, block) in decoder.blocks().iter().enumerate() {
+        let trains = tracked || block.is_trained();
+        let (next, keep) = if !trains {
+            (block.forward(x, &context, &Pass::plain(parameters)), Kept::Nothing)
+        } else if index < staging.recompute {
+            let pass = Pass::untaped(parameters, staging.dropout);
+            (block.forward(x.clone(), &context, &pass), Kept::Input(x))
+        } else {
+            let pass = Pass::taped(parameters, staging.dropout);
+            let leaf = input_leaf(x, tracked);
+            let y = block.forward(leaf.clone(), &context, &pass);
+            (y.clone().inner(), Kept::Tape(leaf, y, pass))
+        };
+        tracked = trains;
+        x = next;
+        kept.push(keep);
+    }
+
+    // Final norm and head: value and gradient in one pass where the objective's gradient is known beforehand.
+    let pass = Pass::taped(parameters, None);
+    let leaf = input_leaf(x, true);
+    let h = decoder.finish(leaf.clone(), &pass);
+    let head_pass = Pass::taped(parameters, None);
+    let head = head_pass.get(decoder.head());
+    let (loss, weights) = match objective.fixed_weights(batch) {
+        Some(weights) => (None, weights),
+        None => {
+            let logp = kernels::token_logp(h.clone().inner(), head.clone().inner(), &batch.targets);
+            let logp = logp.autodiff().require_grad();
+            let loss = objective.loss(logp.clone(), batch);
+            let mut tape = loss.backward();
+            let upstream = logp.grad_remove(&mut tape).expect("invariant: an objective depends on log-probabilities");
+            (Some(scalar(loss.inner())), host(upstream.neg()))
+        }
+    };
+    let scaled: Vec<f32> = weights.iter().map(|w| w * share).collect();
+    let out = kernels::head_loss(h.clone().inner(), head, &batch.targets, &scaled);
+    let loss = loss.unwrap_or_else(|| {
+        let logp = host(out.logp);
+        -logp.iter().zip(&weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>()
+    });
+    if let (Some(dhead), Weight::Trained { slot, .. }) = (out.dhead, decoder.head()) {
+        let elements = dhead.shape().num_elements();
+        gradients.add(*slot, dhead.reshape([elements]));
+    }
+    let mut tape = (h * out.dh).backward();
+    let mut upstream = leaf.grad_remove(&mut tape).expect("invariant: the final norm depends on its input");
+    gradients.add_leaves(pass.into_leaves(), &mut tape);
+
+    // Blocks in reverse.
+    for (block, keep) in decoder.blocks().iter().zip(kept).rev() {
+        let (leaf, y, pass) = match keep {
+            Kept::Nothing => return loss,
+            Kept::Tape(leaf, y, pass) => (leaf, y, pass),
+            Kept::Input(x) => {
+                let pass = Pass::taped(parameters, staging.dropout);
+                let leaf = input_leaf(x, true);
+                let y = block.forward(leaf.clone(), &context, &pass);
+                (leaf, y, pass)
+            }
+        };
+        let mut tape = (y * upstream).backward();
+        let below = leaf.grad_remove(&mut tape);
+        gradients.add_leaves(pass.into_leaves(), &mut tape);
+        match below {
+            Some(gradient) => upstream = gradient,
+            None => return loss,
+        }
+    }
+    if trains_embedding {
+        let mut tape = (embedded * upstream).backward();
+        gradients.add_leaves(embedding_pass.into_leaves(), &mut tape);
+    }
+    loss
+}
+
+/// The same gradients by one tape through the whole model: the reference that [`accumulate`] is tested against.
+pub fn accumulate_whole_tape(
+    decoder: &Decoder,
+    parameters: &Parameters,
+    objective: &dyn Objective,
+    batch: &Batch,
+    share: f32,
+    dropout: Option<u64>,
+    gradients: &mut Gradients,
+) -> f64 {
+    let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
+    let context: Context = decoder.context(&sequences, &batch.positions);
+    let pass = Pass::taped(parameters, dropout);
+    let hidden = decoder.hidden(&batch.ids, &context, &pass);
+    let logp = kernels::token_logp(hidden, pass.get(decoder.head()), &batch.targets);
+    let loss = objective.loss(logp, batch);
+    let mut tape = loss.clone().mul_scalar(share).backward();
+    gradients.add_leaves(pass.into_leaves(), &mut tape);
+    scalar(loss.inner())
+}
+
+/// A tape's entry. Where nothing below is trained its gradient is not asked for, which saves the products for it.
+fn input_leaf(x: Tensor<2>, tracked: bool) -> Tensor<2> {
+    let x = x.autodiff();
+    if tracked { x.require_grad() } else { x }
+}
+
+fn scalar(x: Tensor<1>) -> f64 {
+    f64::from(x.into_scalar::<f32>())
+}
+
+fn host(x: Tensor<1>) -> Vec<f32> {
+    x.into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")
+}

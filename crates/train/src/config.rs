@@ -1,0 +1,205 @@
+//! The recipe sections that steer a run: `[run]`, `[objective]`, `[checkpoint]`, `[eval]`, `[report]`.
+
+use qwen_tune_data::SourceConfig;
+use qwen_tune_qwen::Auto;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How long to train, in what portions, where, and on what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Directory of the run; must not hold a run already. `auto` is `runs/` and the recipe's name.
+    pub dir: Auto<String>,
+    /// Seed of the data order, adapter initialisation and dropout.
+    pub seed: u64,
+    /// Passes over the data. One of `epochs`, `steps`, `tokens`; without any, one epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Optimizer steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Stop after the step in which this many tokens have been seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Rows of data in a step. Default 16 unless `global_tokens` is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_batch: Option<usize>,
+    /// Tokens in a step: rows are taken until this budget is full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_tokens: Option<usize>,
+    /// Most laid-out rows in one forward and backward. Never changes the maths.
+    pub micro_batch: Auto<usize>,
+    /// `auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`.
+    pub device: String,
+    /// How many blocks run their forward again in the backward: `auto`, `none`, `all` or a number.
+    pub recompute: Recompute,
+    /// Take rows in an order drawn from `seed`; `false` takes them as they stand in the files.
+    pub shuffle: bool,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            dir: Auto::Auto,
+            seed: 42,
+            epochs: None,
+            steps: None,
+            tokens: None,
+            global_batch: None,
+            global_tokens: None,
+            micro_batch: Auto::Auto,
+            device: "auto".to_owned(),
+            recompute: Recompute::default(),
+            shuffle: true,
+        }
+    }
+}
+
+/// Which blocks keep their activations for the backward and which are run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Recompute {
+    /// One of the words.
+    Word(RecomputeWord),
+    /// This many of the lowest blocks are run again.
+    Blocks(usize),
+}
+
+impl Default for Recompute {
+    fn default() -> Self {
+        Self::Word(RecomputeWord::Auto)
+    }
+}
+
+/// The words `recompute` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RecomputeWord {
+    /// By the memory plan.
+    Auto,
+    /// All activations are kept: fastest.
+    None,
+    /// Only block inputs are kept: smallest.
+    All,
+}
+
+impl Recompute {
+    /// Number of the lowest blocks, out of `layers`, that run again; `None` leaves it to the memory plan.
+    #[must_use]
+    pub fn blocks(self, layers: usize) -> Option<usize> {
+        match self {
+            Self::Word(RecomputeWord::Auto) => None,
+            Self::Word(RecomputeWord::None) => Some(0),
+            Self::Word(RecomputeWord::All) => Some(layers),
+            Self::Blocks(n) => Some(n.min(layers)),
+        }
+    }
+}
+
+/// What is maximised.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectiveConfig {
+    /// `sft` and `cpt` so far.
+    pub kind: ObjectiveKind,
+}
+
+/// Objectives by the names users know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectiveKind {
+    /// Supervised fine-tuning: log-likelihood of the assistant's tokens.
+    #[default]
+    Sft,
+    /// Continued pre-training: log-likelihood of every token.
+    Cpt,
+    /// Direct preference optimisation. Not there yet.
+    Dpo,
+    /// Identity preference optimisation. Not there yet.
+    Ipo,
+    /// Odds-ratio preference optimisation. Not there yet.
+    Orpo,
+    /// Kahneman-Tversky optimisation. Not there yet.
+    Kto,
+    /// Simple preference optimisation. Not there yet.
+    Simpo,
+    /// Distillation. Not there yet.
+    Distill,
+}
+
+/// When the state of the run is written so that it can be resumed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; absent writes one at the end only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
+    /// How many of the latest stay on disk.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: None, keep: 2 }
+    }
+}
+
+/// Loss on rows that are not trained on.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Steps between evaluations; there is one before the first step and one after the last in any case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
+    /// Held-out data: a path or glob, several, or tables like `[[data]]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<EvalData>,
+    /// Share of the training rows held out instead, chosen by `run.seed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<f64>,
+    /// Most rows evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Stop when this many evaluations in a row have not improved on the best loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stop: Option<u64>,
+}
+
+/// Where evaluation rows come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum EvalData {
+    /// One path or glob.
+    Path(String),
+    /// Several, or full tables.
+    Sources(Vec<EvalSource>),
+}
+
+/// One entry of `eval.data`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum EvalSource {
+    /// A path or glob whose format is found from its columns.
+    Path(String),
+    /// A table as under `[[data]]`.
+    Table(SourceConfig),
+}
+
+/// What is written about the run beside its results.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReportConfig {
+    /// `metrics.jsonl`, one object a step.
+    pub jsonl: bool,
+    /// TensorBoard event files. Not there yet.
+    pub tensorboard: bool,
+    /// `report.html`. Not there yet.
+    pub html: bool,
+}
+
+impl Default for ReportConfig {
+    fn default() -> Self {
+        Self { jsonl: true, tensorboard: false, html: false }
+    }
+}

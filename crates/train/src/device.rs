@@ -1,0 +1,147 @@
+//! From the recipe's `device` and `dtype` to a Burn device: the only file that knows which backends are compiled in.
+
+use burn::tensor::{DType, Device};
+use qwen_tune_model::ComputeDtype;
+
+/// A device that is there.
+#[derive(Debug, Clone)]
+pub struct OpenDevice {
+    /// Without autodiff; tapes add it tensor by tensor.
+    pub device: Device,
+    /// As a recipe names it.
+    pub name: String,
+    /// Number format of frozen weights and products.
+    pub dtype: DType,
+    /// Why this device and format, for `plan`.
+    pub reason: String,
+}
+
+/// Faults of the recipe's choice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The backend exists but this binary was built without it.
+    #[error("device `{name}` needs a build with it")]
+    NotBuilt {
+        /// As written.
+        name: String,
+        /// Cargo feature that brings it.
+        feature: &'static str,
+    },
+    /// No such device.
+    #[error("`{name}` is no device")]
+    Unknown {
+        /// As written.
+        name: String,
+    },
+    /// The device does not multiply in this format.
+    #[error("device `{name}` does not compute in `{dtype}` yet")]
+    Dtype {
+        /// Device.
+        name: String,
+        /// Format.
+        dtype: &'static str,
+    },
+}
+
+/// Backends by the name a recipe and a Cargo feature give them, and whether this binary has them.
+pub const BACKENDS: [(&str, bool); 5] = [
+    ("cpu", cfg!(feature = "cpu")),
+    ("cuda", cfg!(feature = "cuda")),
+    ("wgpu", cfg!(feature = "wgpu")),
+    ("vulkan", cfg!(feature = "vulkan")),
+    ("ndarray", cfg!(feature = "ndarray")),
+];
+
+/// Names a recipe may use.
+pub const DEVICES: &[&str] = &["auto", "cpu", "cuda:0", "wgpu", "vulkan", "ndarray"];
+
+/// Opens `name`: `auto` takes the first GPU backend that is compiled in, else the CPU.
+///
+/// # Errors
+/// If there is no such device, it is not compiled in, or it does not compute in `dtype`.
+pub fn open(name: &str, dtype: ComputeDtype) -> Result<OpenDevice, DeviceError> {
+    let (device, name, gpu, reason) = select(name)?;
+    let dtype = match (dtype, gpu) {
+        (ComputeDtype::F32, _) | (ComputeDtype::Auto, false) => DType::F32,
+        (ComputeDtype::Auto | ComputeDtype::Bf16, true) => DType::BF16,
+        (ComputeDtype::Bf16, false) => return Err(DeviceError::Dtype { name, dtype: "bf16" }),
+    };
+    Ok(OpenDevice { device, name, dtype, reason })
+}
+
+type Choice = (Device, String, bool, String);
+
+fn select(name: &str) -> Result<Choice, DeviceError> {
+    let written = || "as the recipe says".to_owned();
+    let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+    let unknown = || DeviceError::Unknown { name: name.to_owned() };
+    let index: usize = index.parse().map_err(|_| unknown())?;
+    match kind {
+        "auto" => automatic(),
+        "cpu" => cpu(written()),
+        "cuda" => cuda(index, written()),
+        "wgpu" => wgpu(index, written()),
+        "vulkan" => vulkan(index, written()),
+        "ndarray" => ndarray(written()),
+        _ => Err(unknown()),
+    }
+}
+
+fn automatic() -> Result<Choice, DeviceError> {
+    let gpu = cuda(0, "compiled in and first choice".to_owned());
+    gpu.or_else(|_| cpu("no GPU backend is compiled in".to_owned()))
+}
+
+#[cfg(feature = "cpu")]
+#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
+fn cpu(reason: String) -> Result<Choice, DeviceError> {
+    Ok((Device::flex(), "cpu".to_owned(), false, reason))
+}
+#[cfg(not(feature = "cpu"))]
+fn cpu(_: String) -> Result<Choice, DeviceError> {
+    Err(DeviceError::NotBuilt { name: "cpu".to_owned(), feature: "cpu" })
+}
+
+#[cfg(feature = "ndarray")]
+#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
+fn ndarray(reason: String) -> Result<Choice, DeviceError> {
+    #[expect(deprecated, reason = "kept as a second, independent implementation for the parity suite")]
+    let device = Device::ndarray();
+    Ok((device, "ndarray".to_owned(), false, reason))
+}
+#[cfg(not(feature = "ndarray"))]
+fn ndarray(_: String) -> Result<Choice, DeviceError> {
+    Err(DeviceError::NotBuilt { name: "ndarray".to_owned(), feature: "ndarray" })
+}
+
+#[cfg(feature = "cuda")]
+#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
+fn cuda(index: usize, reason: String) -> Result<Choice, DeviceError> {
+    Ok((Device::cuda(index), format!("cuda:{index}"), true, reason))
+}
+#[cfg(not(feature = "cuda"))]
+fn cuda(index: usize, _: String) -> Result<Choice, DeviceError> {
+    Err(DeviceError::NotBuilt { name: format!("cuda:{index}"), feature: "cuda" })
+}
+
+#[cfg(feature = "wgpu")]
+#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
+fn wgpu(index: usize, reason: String) -> Result<Choice, DeviceError> {
+    let kind = burn::tensor::DeviceKind::DiscreteGpu(index);
+    Ok((Device::wgpu(kind), format!("wgpu:{index}"), false, reason))
+}
+#[cfg(not(feature = "wgpu"))]
+fn wgpu(_: usize, _: String) -> Result<Choice, DeviceError> {
+    Err(DeviceError::NotBuilt { name: "wgpu".to_owned(), feature: "wgpu" })
+}
+
+#[cfg(feature = "vulkan")]
+#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
+fn vulkan(index: usize, reason: String) -> Result<Choice, DeviceError> {
+    let kind = burn::tensor::DeviceKind::DiscreteGpu(index);
+    Ok((Device::vulkan(kind), format!("vulkan:{index}"), false, reason))
+}
+#[cfg(not(feature = "vulkan"))]
+fn vulkan(_: usize, _: String) -> Result<Choice, DeviceError> {
+    Err(DeviceError::NotBuilt { name: "vulkan".to_owned(), feature: "vulkan" })
+}

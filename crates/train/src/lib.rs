@@ -1,0 +1,33 @@
+//! Objective to gradients to updates to checkpoints; events.
+//!
+//! [`Run::execute`] is the loop. What it needs to go on after a stop is in [`TrainState`], the trained tensors and the
+//! moments; what it has to say goes to an event [`Sink`]. Backends are known to [`device`] alone.
+
+pub mod backward;
+mod checkpoint;
+mod config;
+pub mod device;
+mod eval;
+mod event;
+mod objective;
+mod optimizer;
+mod run;
+mod schedule;
+mod sink;
+mod state;
+mod stop;
+
+pub use checkpoint::{Artefact, CheckpointError, Checkpoints, Loaded};
+pub use config::{
+    CheckpointConfig, EvalConfig, EvalData, EvalSource, ObjectiveConfig, ObjectiveKind, Recompute, RecomputeWord,
+    ReportConfig, RunConfig,
+};
+pub use eval::{EvalSet, LossSum, batch_logps};
+pub use event::{Ending, Evaluation, Event, Fanout, Outcome, Sink, Step};
+pub use objective::{Likelihood, Objective, objective};
+pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
+pub use run::{Run, TrainError};
+pub use schedule::{ScheduleConfig, ScheduleKind};
+pub use sink::Jsonl;
+pub use state::{STATE_FORMAT, TrainState};
+pub use stop::StopFlag;

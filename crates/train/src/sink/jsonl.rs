@@ -1,0 +1,58 @@
+//! `metrics.jsonl`: one object a line for every step and evaluation, flushed at once, so that a reader sees each step as it
+//! ends and a killed run loses none.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+
+use crate::event::{Event, Sink};
+
+/// Writes `metrics.jsonl`.
+pub struct Jsonl {
+    file: File,
+}
+
+impl Jsonl {
+    /// Begins an empty file.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::create(path)? })
+    }
+
+    /// Goes on after `step`: lines of later steps, written by a run that died before its next checkpoint, are cut off.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn resume(path: &Path, step: u64) -> io::Result<Self> {
+        let mut kept = 0;
+        if let Ok(file) = File::open(path) {
+            let mut reader = BufReader::new(file);
+            let mut line = String::new();
+            while reader.read_line(&mut line)? > 0 {
+                let at = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                if !line.ends_with('\n') || at.is_none_or(|at| at > step) {
+                    break;
+                }
+                kept += line.len() as u64;
+                line.clear();
+            }
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        file.set_len(kept)?;
+        Ok(Self { file })
+    }
+}
+
+impl Sink for Jsonl {
+    fn event(&mut self, event: &Event) -> io::Result<()> {
+        if matches!(event, Event::Step(_) | Event::Eval(_)) {
+            let mut line = serde_json::to_string(event)?;
+            line.push('\n');
+            self.file.write_all(line.as_bytes())?;
+            self.file.flush()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! Listeners that write files.
+
+mod jsonl;
+
+pub use jsonl::Jsonl;

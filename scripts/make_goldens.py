@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+"""Makes tests/goldens/: what transformers and PEFT compute for tiny random models, for our forward, backward and optimiser to match.
+
+    pip install -r scripts/requirements.txt
+    python scripts/make_goldens.py [CASE ...]
+
+One directory a case, each read back by transformers from the very files that are committed:
+
+    config.json, model.safetensors (or shards)   the base; weights, norms and biases random, logits of standard deviation about 1
+    adapter/                                     as PEFT saves it; lora_B is not zero
+    golden.safetensors                           f32 on the CPU, eager attention
+
+golden.safetensors, with B = 2 rows of T = 21 tokens; adapter names are PEFT's without `base_model.model.`:
+
+    input_ids, labels [B,T] i64   labels are -100 where no loss is taken; they are shifted inside the loss
+    embed, block.I, final         [B,T,H] embedding, output of decoder layer I, last norm; the adapter is active
+    logits, base_logits           [B,T,V] with and without the adapter
+    loss                          mean over all trained targets of the batch
+    grad.NAME                     gradient of that loss
+    losses, grad_norms [10]       before each of ten steps of torch.optim.AdamW (see OPTIMISER); norms before clipping at 1
+    after.NAME                    the adapter after the ten steps
+    merged.NAME, merged_logits    two linears and the logits after PEFT's merge_and_unload of the starting adapter
+    sep.ids.J, sep.logits.J       three short sequences, each run alone, adapter active: what a packed run has to reproduce
+    fullgrad.NAME, full_losses, full_grad_norms   some cases: the same for every base parameter, without an adapter
+
+Seeds are fixed; another torch build or CPU may differ in the last bits.
+"""
+import argparse
+import json
+import math
+import os
+import pathlib
+import shutil
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+OUT = pathlib.Path(__file__).resolve().parents[1] / "tests" / "goldens"
+ROWS, TOKENS, STEPS = 2, 21, 10
+OPTIMISER = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+CLIP = 1.0
+SEPARATE = (5, 9, 13)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+# What the older hub files carry and newer ones do not; the rope keys are given per case.
+OLD = dict(attention_dropout=0.0, hidden_act="silu", initializer_range=0.02, torch_dtype="float32", use_cache=True)
+
+
+def old(architecture, model_type, **fields):
+    """A config.json in the older style: `rope_theta` and `rope_scaling` at the top level."""
+    return dict(OLD, architectures=[architecture], model_type=model_type, **fields)
+
+
+def new(config_class, **fields):
+    """A config.json as transformers writes it today."""
+    config = config_class(attn_implementation="eager", **fields)
+    config.architectures = [config_class.__name__.replace("Config", "ForCausalLM")]
+    config.dtype = "float32"
+    out = json.loads(config.to_json_string(use_diff=True))
+    assert "rope_parameters" in out, out
+    return out
+
+
+def cases():
+    yield "qwen2_bias_tied", dict(
+        config=old(
+            "Qwen2ForCausalLM", "qwen2", vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=1000000.0, max_position_embeddings=32768,
+            sliding_window=32768, use_sliding_window=False, max_window_layers=2, tie_word_embeddings=True,
+            bos_token_id=60, eos_token_id=61,
+        ),
+        lora=dict(r=3, lora_alpha=6, target_modules=ATTENTION + MLP),
+        full=True,
+    )
+    yield "qwen2_yarn", dict(
+        config=old(
+            "Qwen2ForCausalLM", "qwen2", vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=16384,
+            rope_scaling={"factor": 4.0, "original_max_position_embeddings": 4096, "type": "yarn"},
+            sliding_window=None, use_sliding_window=False, max_window_layers=2, tie_word_embeddings=False,
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules="all-linear"),
+    )
+    yield "qwen2_window", dict(
+        config=old(
+            "Qwen2ForCausalLM", "qwen2", vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=10000.0, max_position_embeddings=512,
+            sliding_window=6, use_sliding_window=True, max_window_layers=1, tie_word_embeddings=True,
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION),
+    )
+    yield "qwen3_gqa", dict(
+        config=old(
+            "Qwen3ForCausalLM", "qwen3", vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=False, rms_norm_eps=1e-6, rope_theta=1000000,
+            rope_scaling=None, max_position_embeddings=40960, sliding_window=None, use_sliding_window=False, max_window_layers=2,
+            tie_word_embeddings=False, bos_token_id=60, eos_token_id=[61, 60],
+        ),
+        lora=dict(r=3, lora_alpha=6, target_modules="all-linear"),
+        full=True,
+    )
+    yield "qwen3_mha_bias_rslora", dict(
+        config=new(
+            transformers.Qwen3Config, vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=4, head_dim=8, attention_bias=True, tie_word_embeddings=True,
+            max_position_embeddings=512, rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        ),
+        lora=dict(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "v_proj", "down_proj"]),
+    )
+    yield "llama3_rope", dict(
+        config=old(
+            "LlamaForCausalLM", "llama", vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, attention_bias=False, mlp_bias=False, rms_norm_eps=1e-5, rope_theta=1000.0,
+            # The band between the two wavelengths is put where 21 positions can tell it from either side.
+            rope_scaling={
+                "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+                "rope_type": "llama3",
+            },
+            max_position_embeddings=512, pretraining_tp=1, tie_word_embeddings=False,
+        ),
+        lora=dict(r=3, lora_alpha=6, target_modules=ATTENTION),
+    )
+    yield "llama_bias_linear_rope", dict(
+        config=new(
+            transformers.LlamaConfig, vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+            max_position_embeddings=256, rope_parameters={"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0},
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION + MLP),
+    )
+    yield "mistral_window", dict(
+        config=new(
+            transformers.MistralConfig, vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=5, tie_word_embeddings=False,
+            max_position_embeddings=256, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=MLP),
+    )
+    yield "mistral_plain", dict(
+        config=old(
+            "MistralForCausalLM", "mistral", vocab_size=64, hidden_size=36, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=1000000.0, max_position_embeddings=32768,
+            sliding_window=None, tie_word_embeddings=False,
+        ) | {"torch_dtype": "bfloat16"},
+        lora=dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"]),
+        stored=torch.bfloat16,
+    )
+    yield "qwen2_shards", dict(
+        config=new(
+            transformers.Qwen2Config, vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, max_position_embeddings=256,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION + MLP, layers_to_transform=[1]),
+        shard_size="20KB",
+    )
+
+
+def randomise(model):
+    """Weights for which every part of the forward pass shows in the logits."""
+    width = model.config.hidden_size
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            p.data.normal_(0, 0.3)
+        elif "norm" in name:
+            p.data.normal_(1, 0.25)
+        elif "embed_tokens" in name or "lm_head" in name:
+            p.data.normal_(0, 1 / math.sqrt(width))
+        else:
+            p.data.normal_(0, 1.2 / math.sqrt(p.shape[1]))
+
+
+def write_base(path, case):
+    (path / "config.json").write_text(json.dumps(case["config"], indent=2, sort_keys=True) + "\n")
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
+    randomise(model)
+    if "shard_size" in case:
+        model.save_pretrained(path, max_shard_size=case["shard_size"])
+        (path / "generation_config.json").unlink(missing_ok=True)
+        return
+    state = {k: v.to(case.get("stored", torch.float32)).contiguous() for k, v in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(path):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+
+
+def write_adapter(path, case):
+    model = get_peft_model(load(path), LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, bias="none", **case["lora"]))
+    for name, p in model.named_parameters():
+        if "lora_A" in name:
+            p.data.normal_(0, 1 / math.sqrt(p.shape[1]))
+        elif "lora_B" in name:
+            p.data.normal_(0, 0.15)
+    model.save_pretrained(path / "adapter")
+    # PEFT writes where the base lay, and a set in any order.
+    config = json.loads((path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = None
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    (path / "adapter" / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (path / "adapter" / "README.md").unlink(missing_ok=True)
+
+
+def mean_loss(logits, labels):
+    return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100)
+
+
+def ten_steps(forward, params, labels):
+    optimiser = torch.optim.AdamW(params, foreach=False, **OPTIMISER)
+    losses, norms = [], []
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        loss = mean_loss(forward(), labels)
+        loss.backward()
+        losses.append(loss.detach())
+        norms.append(torch.nn.utils.clip_grad_norm_(params, CLIP))
+        optimiser.step()
+    return torch.stack(losses), torch.stack(norms)
+
+
+def golden(path, case):
+    gen = torch.Generator().manual_seed(7)
+    vocab = case["config"]["vocab_size"]
+    ids = torch.randint(0, vocab, (ROWS, TOKENS), generator=gen)
+    labels = ids.clone()
+    labels[0, :6] = -100
+    labels[1, torch.rand(TOKENS, generator=gen) < 0.25] = -100
+    out = {"input_ids": ids, "labels": labels}
+
+    model = PeftModel.from_pretrained(load(path), path / "adapter", is_trainable=True)
+    base = model.get_base_model()
+    seen = {}
+    hooks = [base.model.embed_tokens.register_forward_hook(lambda m, i, o: seen.__setitem__("embed", o))]
+    for n, layer in enumerate(base.model.layers):
+        take = lambda m, i, o, n=n: seen.__setitem__(f"block.{n}", o[0] if isinstance(o, tuple) else o)
+        hooks.append(layer.register_forward_hook(take))
+    hooks.append(base.model.norm.register_forward_hook(lambda m, i, o: seen.__setitem__("final", o)))
+    result = model(input_ids=ids, labels=labels, use_cache=False)
+    for h in hooks:
+        h.remove()
+    out |= {k: v.detach() for k, v in seen.items()}
+    loss = mean_loss(result.logits, labels)
+    assert torch.allclose(loss, result.loss, atol=1e-6)
+    out["logits"], out["loss"] = result.logits.detach(), loss.detach().reshape(1)
+    loss.backward()
+    adapter = {
+        n.removeprefix("base_model.model.").replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad
+    }
+    saved = load_file(path / "adapter" / "adapter_model.safetensors")
+    assert set(saved) == {"base_model.model." + k for k in adapter}, "every adapter tensor is trained"
+    out |= {f"grad.{k}": p.grad.clone() for k, p in adapter.items()}
+    with torch.no_grad():
+        with model.disable_adapter():
+            out["base_logits"] = model(input_ids=ids, use_cache=False).logits
+        for j, n in enumerate(SEPARATE):
+            row = torch.randint(0, vocab, (1, n), generator=gen)
+            out[f"sep.ids.{j}"] = row[0]
+            out[f"sep.logits.{j}"] = model(input_ids=row, use_cache=False).logits[0]
+    forward = lambda: model(input_ids=ids, use_cache=False).logits
+    out["losses"], out["grad_norms"] = ten_steps(forward, list(adapter.values()), labels)
+    out |= {f"after.{k}": p.detach() for k, p in adapter.items()}
+
+    merged = PeftModel.from_pretrained(load(path), path / "adapter").merge_and_unload()
+    last = case["config"]["num_hidden_layers"] - 1
+    state = merged.state_dict()
+    for name in ("model.layers.0.self_attn.q_proj.weight", f"model.layers.{last}.mlp.down_proj.weight"):
+        out["merged." + name] = state[name]
+    with torch.no_grad():
+        out["merged_logits"] = merged(input_ids=ids, use_cache=False).logits
+
+    if case.get("full"):
+        plain = load(path)
+        params = dict(plain.named_parameters())
+        mean_loss(plain(input_ids=ids, use_cache=False).logits, labels).backward()
+        out |= {f"fullgrad.{k}": p.grad.clone() for k, p in params.items()}
+        forward = lambda: plain(input_ids=ids, use_cache=False).logits
+        out["full_losses"], out["full_grad_norms"] = ten_steps(forward, list(params.values()), labels)
+    save_file({k: v.contiguous().clone() for k, v in out.items()}, path / "golden.safetensors")
+    return out
+
+
+def summary(name, path, out):
+    grads = [v.norm().item() for k, v in out.items() if k.startswith("grad.")]
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    full = out.get("full_losses")
+    return (
+        f"| {name} | {size / 1024:.0f} | {out['logits'].std():.2f} | {(out['logits'] - out['base_logits']).std():.2f} "
+        f"| {(out['logits'] - out['merged_logits']).abs().max():.0e} | {out['losses'][0]:.4f} | {out['losses'][-1]:.4f} "
+        f"| {out['grad_norms'][0]:.3f} | {len(grads)} | {min(grads):.1e} | {max(grads):.1e} "
+        f"| {'' if full is None else f'{full[0]:.4f} to {full[-1]:.4f}'} |"
+    )
+
+
+HEADER = """\
+| case | KiB | std of logits | std of adapted - base | max of adapted - merged | loss | after ten steps | gradient norm | adapter tensors | least gradient | largest | full fine-tuning |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("case", nargs="*", help="only these")
+    wanted = ap.parse_args().case
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    lines = []
+    for seed, (name, case) in enumerate(cases()):
+        if wanted and name not in wanted:
+            continue
+        torch.manual_seed(100 + seed)
+        path = OUT / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        write_base(path, case)
+        write_adapter(path, case)
+        lines.append(summary(name, path, golden(path, case)))
+    print("\n".join([HEADER] + lines))
+    if not wanted:
+        text = [f"Made by `scripts/make_goldens.py` (which says what each tensor is) with torch {torch.__version__.split('+')[0]},"]
+        import peft
+
+        text.append(f"transformers {transformers.__version__} and PEFT {peft.__version__}.\n")
+        (OUT / "README.md").write_text("# Golden files\n\n" + "\n".join(text) + "\n" + "\n".join([HEADER] + lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+//! Laws that hold whatever the numbers are: two ways of doing the same thing agree.
+
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use qwen_tune_data::Batch;
+use qwen_tune_model::{Cache, Context, Decoder, LoraModule, LoraPlan, Parameters, Pass, Training};
+use qwen_tune_model::{Sampling, generate};
+use qwen_tune_train::backward::{Gradients, Staging, accumulate, accumulate_whole_tape};
+use qwen_tune_train::{Likelihood, Objective};
+
+use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
+
+fn cpu() -> Device {
+    qwen_tune_train::device::open("cpu", Default::default()).unwrap().device
+}
+
+/// The golden's adapter with dropout.
+fn lora_with_dropout(golden: &Golden, p: f32) -> Training {
+    let Training::Lora(plan) = golden.lora() else { unreachable!() };
+    Training::Lora(LoraPlan { dropout: p, ..plan })
+}
+
+fn staged(
+    decoder: &Decoder,
+    parameters: &Parameters,
+    objective: &dyn Objective,
+    batches: &[Batch],
+    staging: Staging,
+) -> (f64, Gradients) {
+    let trained: usize = batches.iter().map(|b| b.trained).sum();
+    let mut gradients = Gradients::default();
+    let loss: f64 = batches
+        .iter()
+        .map(|b| accumulate(decoder, parameters, objective, b, 1.0 / trained as f32, staging, &mut gradients))
+        .sum();
+    (loss / trained as f64, gradients)
+}
+
+fn assert_same(what: &str, parameters: &Parameters, ours: &Gradients, theirs: &Gradients, limit: f64) {
+    for (slot, parameter) in parameters.iter().enumerate() {
+        let off = relative(&host(ours.get(slot).unwrap().clone()), &host(theirs.get(slot).unwrap().clone()));
+        assert!(off <= limit, "{what} {}: off by {off:e}", parameter.name);
+    }
+}
+
+#[test]
+fn staged_backward_is_whole_tape_backward() {
+    for name in names() {
+        let golden = Golden::open(&name);
+        let batch = golden.batch();
+        for training in [golden.lora(), lora_with_dropout(&golden, 0.3), golden.full()] {
+            let dropout = matches!(&training, Training::Lora(plan) if plan.dropout > 0.0).then_some(7);
+            let (decoder, parameters) = golden.load(&training, &cpu());
+            let mut whole = Gradients::default();
+            let share = 1.0 / batch.trained as f32;
+            let loss = accumulate_whole_tape(&decoder, &parameters, &Likelihood, &batch, share, dropout, &mut whole);
+            for recompute in [0, 1, usize::MAX] {
+                let staging = Staging { recompute, dropout };
+                let (ours, gradients) =
+                    staged(&decoder, &parameters, &Likelihood, std::slice::from_ref(&batch), staging);
+                assert!((ours - loss / batch.trained as f64).abs() < 1e-6, "{name}");
+                assert_same(&name, &parameters, &gradients, &whole, 1e-5);
+            }
+        }
+    }
+}
+
+/// Likelihood that does not say its weights beforehand, and is not linear, so that the general path is taken.
+struct Squared;
+
+impl Objective for Squared {
+    fn loss(&self, logp: Tensor<1>, _: &Batch) -> Tensor<1> {
+        (logp.clone() * logp).sum()
+    }
+
+    fn fixed_weights(&self, _: &Batch) -> Option<Vec<f32>> {
+        None
+    }
+}
+
+#[test]
+fn an_objective_without_fixed_weights_has_the_gradients_of_the_whole_tape() {
+    let golden = Golden::open(&names()[0]);
+    let batch = golden.batch();
+    let (decoder, parameters) = golden.load(&golden.lora(), &cpu());
+    let mut whole = Gradients::default();
+    let share = 1.0 / batch.trained as f32;
+    let theirs = accumulate_whole_tape(&decoder, &parameters, &Squared, &batch, share, None, &mut whole);
+    let staging = Staging { recompute: 1, dropout: None };
+    let (ours, gradients) = staged(&decoder, &parameters, &Squared, std::slice::from_ref(&batch), staging);
+    assert!((ours - theirs / batch.trained as f64).abs() < 1e-5);
+    assert_same("squared", &parameters, &gradients, &whole, 1e-5);
+}
+
+#[test]
+fn recomputing_blocks_changes_nothing_at_all() {
+    let golden = Golden::open(&names()[0]);
+    let (decoder, parameters) = golden.load(&lora_with_dropout(&golden, 0.2), &cpu());
+    let batches = [golden.batch()];
+    let run = |recompute| staged(&decoder, &parameters, &Likelihood, &batches, Staging { recompute, dropout: Some(3) });
+    let (loss, none) = run(0);
+    let (again, all) = run(usize::MAX);
+    assert_eq!(loss.to_bits(), again.to_bits());
+    for slot in 0..parameters.len() {
+        assert_eq!(host(none.get(slot).unwrap().clone()), host(all.get(slot).unwrap().clone()));
+    }
+}
+
+#[test]
+fn an_adapter_at_its_start_is_the_base() {
+    for name in names() {
+        let golden = Golden::open(&name);
+        let Training::Lora(mut plan) = golden.lora() else { unreachable!() };
+        plan.modules.values_mut().for_each(|m: &mut LoraModule| m.values = None);
+        let (decoder, parameters) = golden.load(&Training::Lora(plan), &cpu());
+        let batch = golden.batch();
+        let context = decoder.context(&spans(&batch), &batch.positions);
+        let logits = |pass: &Pass<'_>| host(decoder.logits(decoder.hidden(&batch.ids, &context, pass), pass));
+        let with = logits(&Pass::plain(&parameters));
+        let without = logits(&Pass::plain(&parameters).without_adapters());
+        assert_eq!(with, without, "{name}");
+    }
+}
+
+#[test]
+fn micro_batches_of_one_are_one_batch_of_four() {
+    for name in names() {
+        let golden = Golden::open(&name);
+        let rows = golden.batch();
+        let width = rows.sequences[0].len;
+        let labels = golden.i64("labels");
+        // Rows of different lengths with different numbers of targets: means of means would differ.
+        let cut = |row: usize, len: usize| {
+            let at = row * width;
+            batch(&rows.ids[at..at + len], &labels[at..at + len], &[len])
+        };
+        let small = [cut(0, width), cut(1, width - 4), cut(0, 9), cut(1, 13)];
+        let ids: Vec<u32> = small.iter().flat_map(|b| b.ids.clone()).collect();
+        let mut joined = batch(&ids, &vec![-100; ids.len()], &small.iter().map(|b| b.ids.len()).collect::<Vec<_>>());
+        joined.targets = small.iter().flat_map(|b| b.targets.clone()).collect();
+        joined.trained = small.iter().map(|b| b.trained).sum();
+        let (decoder, parameters) = golden.load(&golden.lora(), &cpu());
+        let staging = Staging { recompute: 0, dropout: None };
+        let (a, apart) = staged(&decoder, &parameters, &Likelihood, &small, staging);
+        let (b, together) = staged(&decoder, &parameters, &Likelihood, &[joined], staging);
+        assert!((a - b).abs() < 1e-6, "{name}: {a} and {b}");
+        assert_same(&name, &parameters, &apart, &together, 1e-5);
+    }
+}
+
+#[test]
+fn generation_with_a_cache_gives_the_logits_of_the_whole_sequence() {
+    for name in names() {
+        let golden = Golden::open(&name);
+        let (decoder, parameters) = golden.load(&golden.lora(), &cpu());
+        let pass = Pass::plain(&parameters);
+        let row = golden.batch();
+        let ids = &row.ids[..row.sequences[0].len];
+        let whole = decoder.context(&[(0, ids.len())], &row.positions[..ids.len()]);
+        let expected = host(decoder.logits(decoder.hidden(ids, &whole, &pass), &pass));
+        let mut cache = Cache::default();
+        let mut logits = Vec::new();
+        // A prompt of several tokens, then pieces of different sizes.
+        for piece in [&ids[..7], &ids[7..8], &ids[8..11], &ids[11..12], &ids[12..]] {
+            let context = Context::continuing(&decoder.spec.rope, cache, piece.len(), decoder.device());
+            logits.extend(host(decoder.logits(decoder.hidden(piece, &context, &pass), &pass)));
+            cache = context.cache.unwrap();
+            cache.advance(piece.len());
+        }
+        let off = max_abs(&logits, &expected);
+        assert!(off < 1e-4, "{name}: off by {off:e}");
+    }
+}
+
+#[test]
+fn greedy_generation_takes_the_most_likely_token_each_time() {
+    let golden = Golden::open(&names()[0]);
+    let (decoder, parameters) = golden.load(&golden.lora(), &cpu());
+    let pass = Pass::plain(&parameters);
+    let prompt = &golden.batch().ids[..5];
+    let sampling = Sampling { max_tokens: 6, ..Sampling::default() };
+    let made = generate(&decoder, &pass, prompt, &[], &sampling, |_| true).ids;
+    assert_eq!(made.len(), 6);
+    let mut ids = prompt.to_vec();
+    for id in made {
+        let positions: Vec<u32> = (0..ids.len() as u32).collect();
+        let context = decoder.context(&[(0, ids.len())], &positions);
+        let hidden = decoder.hidden(&ids, &context, &pass);
+        let last = host(decoder.logits(hidden.narrow(0, ids.len() - 1, 1), &pass));
+        let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+        assert_eq!(id as usize, best);
+        ids.push(id);
+    }
+}
+
+#[test]
+fn an_upstream_gradient_is_seeded_exactly() {
+    let device = cpu();
+    let x =
+        Tensor::<2>::random([5, 7], Distribution::Normal(0.0, 1.0), (&device, DType::F32)).autodiff().require_grad();
+    let g = Tensor::<2>::random([5, 7], Distribution::Normal(0.0, 1.0), (&device, DType::F32));
+    let mut tape = (x.clone() * g.clone()).backward();
+    assert_eq!(host(x.grad_remove(&mut tape).unwrap()), host(g));
+}

@@ -1,0 +1,9 @@
+//! Integration tests: one binary, so that the heavy dependencies are linked once.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod architecture;
+mod cli;
+mod equivalence;
+mod golden;
+mod parity;
+mod runs;

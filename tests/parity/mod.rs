@@ -1,0 +1,232 @@
+//! Our numbers against those of transformers and PEFT, in f32 on the CPU. The tolerances of every case stand here and
+//! nowhere else.
+
+use burn::tensor::Device;
+use qwen_tune_model::{Decoder, Parameters, Pass, Training};
+use qwen_tune_qwen::export::Change;
+use qwen_tune_train::backward::{Gradients, Staging, accumulate};
+use qwen_tune_train::{AdamW, Likelihood, OptimizerConfig};
+use qwen_tune_weights::{Checkpoint, TensorSource};
+
+use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
+
+/// Largest difference of any activation or logit.
+const ACTIVATION: f32 = 1e-4;
+/// Largest relative difference (2-norm) of any gradient.
+const GRADIENT: f64 = 1e-4;
+/// Largest difference of any of ten losses.
+const LOSS: f64 = 1e-5;
+
+/// Devices the suite runs on: the CPU backend, and Burn's older one where it is compiled in.
+fn devices() -> Vec<(&'static str, Device)> {
+    let mut devices = vec![("flex", qwen_tune_train::device::open("cpu", Default::default()).unwrap().device)];
+    if let Ok(open) = qwen_tune_train::device::open("ndarray", Default::default()) {
+        devices.push(("ndarray", open.device));
+    }
+    devices
+}
+
+fn each(check: impl Fn(&Golden, &Device)) {
+    for (backend, device) in devices() {
+        for name in names() {
+            eprintln!("{backend} {name}");
+            check(&Golden::open(&name), &device);
+        }
+    }
+}
+
+#[test]
+fn every_block_and_the_logits_are_those_of_transformers() {
+    each(|golden, device| {
+        let (decoder, parameters) = golden.load(&golden.lora(), device);
+        let batch = golden.batch();
+        let context = decoder.context(&spans(&batch), &batch.positions);
+        let pass = Pass::plain(&parameters);
+        let check = |what: &str, ours: Vec<f32>| {
+            let off = max_abs(&ours, &golden.f32(what));
+            assert!(off < ACTIVATION, "{} {what}: off by {off:e}", golden.name);
+        };
+        let mut x = decoder.embed(&batch.ids, &pass);
+        check("embed", host(x.clone()));
+        for (index, block) in decoder.blocks().iter().enumerate() {
+            x = block.forward(x, &context, &pass);
+            check(&format!("block.{index}"), host(x.clone()));
+        }
+        let h = decoder.finish(x, &pass);
+        check("final", host(h.clone()));
+        check("logits", host(decoder.logits(h, &pass)));
+        let base = Pass::plain(&parameters).without_adapters();
+        let hidden = decoder.hidden(&batch.ids, &context, &base);
+        check("base_logits", host(decoder.logits(hidden, &base)));
+    });
+}
+
+fn gradients(decoder: &Decoder, parameters: &Parameters, golden: &Golden, recompute: usize) -> (f64, Gradients) {
+    let batch = golden.batch();
+    let share = 1.0 / batch.trained as f32;
+    let mut gradients = Gradients::default();
+    let staging = Staging { recompute, dropout: None };
+    let loss = accumulate(decoder, parameters, &Likelihood, &batch, share, staging, &mut gradients);
+    (loss / batch.trained as f64, gradients)
+}
+
+fn check_gradients(golden: &Golden, device: &Device, training: &Training, kind: &str, prefix: &str) {
+    let (decoder, parameters) = golden.load(training, device);
+    assert!(!parameters.is_empty());
+    for recompute in [0, 1, decoder.blocks().len()] {
+        let (loss, gradients) = gradients(&decoder, &parameters, golden, recompute);
+        let off = (loss - f64::from(golden.f32("loss")[0])).abs();
+        if kind == "grad" {
+            assert!(off < LOSS, "{}: loss off by {off:e}", golden.name);
+        }
+        for (slot, parameter) in parameters.iter().enumerate() {
+            let name = format!("{kind}.{}", golden_name(&parameter.name, prefix));
+            let ours = gradients.get(slot).unwrap_or_else(|| panic!("{}: no gradient of {name}", golden.name));
+            let off = relative(&host(ours.clone()), &golden.f32(&name));
+            assert!(off < GRADIENT, "{} {name} (recompute {recompute}): off by {off:e}", golden.name);
+        }
+    }
+}
+
+/// `lm_head` lies beside the prefix, everything else below it.
+fn golden_name(parameter: &str, prefix: &str) -> String {
+    if parameter.starts_with("lm_head") { parameter.to_owned() } else { format!("{prefix}{parameter}") }
+}
+
+#[test]
+fn every_adapter_gradient_is_that_of_peft() {
+    each(|golden, device| check_gradients(golden, device, &golden.lora(), "grad", &golden.model.prefix));
+}
+
+#[test]
+fn every_gradient_of_full_fine_tuning_is_that_of_transformers() {
+    let mut seen = 0;
+    for name in names() {
+        let golden = Golden::open(&name);
+        if golden.has("full_losses") {
+            seen += 1;
+            for (_, device) in devices() {
+                check_gradients(&golden, &device, &golden.full(), "fullgrad", &golden.model.prefix);
+            }
+        }
+    }
+    assert!(seen > 0, "no case with full fine-tuning");
+}
+
+/// The optimizer of the goldens: torch's AdamW on one group, decay on everything.
+fn optimizer() -> OptimizerConfig {
+    OptimizerConfig { learning_rate: 1e-3, weight_decay: 0.01, max_grad_norm: 1.0, ..OptimizerConfig::default() }
+}
+
+fn ten_steps(golden: &Golden, device: &Device, training: &Training) -> (Vec<f64>, Vec<f64>, Parameters) {
+    let (decoder, mut parameters) = golden.load(training, device);
+    parameters.iter_mut().for_each(|p| p.decays = true);
+    let config = optimizer();
+    let mut adamw = AdamW::new(config.clone(), &parameters);
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        let (loss, mut g) = gradients(&decoder, &parameters, golden, 0);
+        let norm = g.norm();
+        if norm > config.max_grad_norm {
+            g.scale(config.max_grad_norm / (norm + 1e-6));
+        }
+        adamw.step(&mut parameters, &g, config.learning_rate);
+        losses.push(loss);
+        norms.push(norm);
+    }
+    (losses, norms, parameters)
+}
+
+fn check_curve(golden: &Golden, ours: &[f64], theirs: &str) {
+    for (step, (a, b)) in ours.iter().zip(golden.f32(theirs)).enumerate() {
+        let off = (a - f64::from(b)).abs();
+        assert!(off < LOSS, "{} {theirs} step {step}: {a} for {b}, off by {off:e}", golden.name);
+    }
+}
+
+#[test]
+fn ten_steps_of_adamw_follow_torch() {
+    each(|golden, device| {
+        let (losses, norms, parameters) = ten_steps(golden, device, &golden.lora());
+        check_curve(golden, &losses, "losses");
+        for (a, b) in norms.iter().zip(golden.f32("grad_norms")) {
+            assert!((a / f64::from(b) - 1.0).abs() < 1e-3, "{}: gradient norm {a} for {b}", golden.name);
+        }
+        for parameter in parameters.iter() {
+            let name = format!("after.{}{}", golden.model.prefix, parameter.name);
+            let off = max_abs(&host(parameter.value.clone()), &golden.f32(&name));
+            assert!(off < 2e-5, "{} {name}: off by {off:e}", golden.name);
+        }
+    });
+}
+
+#[test]
+fn ten_steps_of_full_fine_tuning_follow_torch() {
+    for name in names() {
+        let golden = Golden::open(&name);
+        if golden.has("full_losses") {
+            for (_, device) in devices() {
+                let (losses, _, _) = ten_steps(&golden, &device, &golden.full());
+                check_curve(&golden, &losses, "full_losses");
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_sequences_give_the_logits_of_separate_ones() {
+    each(|golden, device| {
+        let (decoder, parameters) = golden.load(&golden.lora(), device);
+        let rows: Vec<Vec<u32>> =
+            (0..3).map(|j| golden.i64(&format!("sep.ids.{j}")).into_iter().map(|id| id as u32).collect()).collect();
+        let lens: Vec<usize> = rows.iter().map(Vec::len).collect();
+        let ids = rows.concat();
+        let packed = batch(&ids, &vec![-100; ids.len()], &lens);
+        let context = decoder.context(&spans(&packed), &packed.positions);
+        let pass = Pass::plain(&parameters);
+        let logits = host(decoder.logits(decoder.hidden(&ids, &context, &pass), &pass));
+        let mut at = 0;
+        for j in 0..3 {
+            let theirs = golden.f32(&format!("sep.logits.{j}"));
+            let off = max_abs(&logits[at..at + theirs.len()], &theirs);
+            assert!(off < ACTIVATION, "{} sequence {j}: off by {off:e}", golden.name);
+            at += theirs.len();
+        }
+    });
+}
+
+#[test]
+fn merged_weights_are_those_of_peft_and_give_its_logits() {
+    let device = &devices()[0].1;
+    for name in names() {
+        let golden = Golden::open(&name);
+        let out = tempfile::tempdir().unwrap();
+        let merged = out.path().join("merged");
+        qwen_tune_qwen::export::merge(&golden.model, Change::Adapter(&golden.adapter()), &merged).unwrap();
+        let written = Checkpoint::open(&merged).unwrap();
+        let bf16 = golden.model.checkpoint.tensors().iter().any(|t| t.dtype == qwen_tune_weights::Dtype::BF16);
+        let mut compared = 0;
+        for info in golden.values.tensors() {
+            if let Some(tensor) = info.name.strip_prefix("merged.") {
+                let theirs = golden.f32(&info.name);
+                let scale = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                let off = max_abs(&written.read_f32(tensor).unwrap(), &theirs) / scale;
+                let limit = if bf16 { 4e-3 } else { 1e-6 };
+                assert!(off < limit, "{name} {tensor}: off by {off:e}");
+                compared += 1;
+            }
+        }
+        assert!(compared >= 2, "{name}: {compared} merged tensors in the golden");
+        if !bf16 {
+            let model = qwen_tune_qwen::ModelDir::open(&merged).unwrap();
+            let (decoder, parameters) =
+                Decoder::load(&model, &Training::Nothing, device, burn::tensor::DType::F32).unwrap();
+            let batch = golden.batch();
+            let context = decoder.context(&spans(&batch), &batch.positions);
+            let pass = Pass::plain(&parameters);
+            let logits = host(decoder.logits(decoder.hidden(&batch.ids, &context, &pass), &pass));
+            let off = max_abs(&logits, &golden.f32("merged_logits"));
+            assert!(off < ACTIVATION, "{name} merged logits: off by {off:e}");
+        }
+    }
+}
