@@ -72,6 +72,7 @@ impl std::ops::Index<usize> for Parameters {
 }
 
 /// A tensor of the model.
+#[expect(clippy::large_enum_variant, reason = "some hundreds of them exist, and all are used at every forward")]
 #[derive(Debug, Clone)]
 pub enum Weight<const D: usize> {
     /// Never changes; shared by all uses.

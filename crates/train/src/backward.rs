@@ -68,6 +68,7 @@ pub struct Staging {
     pub dropout: Option<u64>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one a block, for the length of a step")]
 enum Kept<'a> {
     /// Below everything trained: nothing to do in the backward.
     Nothing,

@@ -21,9 +21,9 @@ pub(super) fn run(_: &DevicesArgs, printer: &Printer) -> Ended {
         table.row([(*name).to_owned(), state]);
     }
     if printer.is_json() {
-        written(printer.json(&list))?
+        written(printer.json(&list))?;
     } else {
-        written(printer.data(&table.render(0)))?
+        written(printer.data(&table.render(0)))?;
     }
     Ok(DONE)
 }

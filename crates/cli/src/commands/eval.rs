@@ -1,6 +1,6 @@
 //! `eval`: loss of a model on rows, and log-probabilities token by token.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Batch, Dataset, IGNORE, Packing};
 use qwen_tune_model::Pass;
@@ -35,7 +35,7 @@ pub(super) fn run(args: &EvalArgs, printer: &Printer) -> Ended {
             let set = EvalSet { dataset, limit, micro_batch: MICRO_BATCH, packing: Packing::None };
             set.loss(&loaded.decoder, &pass).map_err(|e| failed("data", &e))?.evaluation(0)
         }
-        Some(path) => token_by_token(&loaded, &pass, &dataset, limit, path.clone())?,
+        Some(path) => token_by_token(&loaded, &pass, &dataset, limit, path)?,
     };
     if printer.is_json() {
         let value = json!({
@@ -91,7 +91,7 @@ fn token_by_token(
     pass: &Pass<'_>,
     dataset: &Dataset,
     limit: usize,
-    path: PathBuf,
+    path: &Path,
 ) -> Result<qwen_tune_train::Evaluation, Diagnostics> {
     let mut file = Logprobs::create(path).map_err(|e| failed("logprobs", &*e))?;
     let mut sum = qwen_tune_train::LossSum::default();

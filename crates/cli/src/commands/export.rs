@@ -113,7 +113,7 @@ pub(super) fn run(args: &ExportArgs, printer: &Printer) -> Ended {
 }
 
 fn open(recipe: &Recipe, doc: &RecipeDoc) -> Result<ModelDir, Diagnostics> {
-    ModelDir::open(&doc.resolve_path(recipe.model.base.as_ref())).map_err(|errors| model_faults(&errors, doc))
+    ModelDir::open(doc.resolve_path(recipe.model.base.as_ref())).map_err(|errors| model_faults(&errors, doc))
 }
 
 /// The trained tensors of a full fine-tuning run, from its last checkpoint.

@@ -18,7 +18,7 @@ pub(super) fn run(args: &InitArgs, printer: &Printer) -> Ended {
     let mut text = TEMPLATE.to_owned();
     let settings: Vec<Setting> = args.settings.to_vec();
     // Mistakes in the settings are told as they would be by `train`; data and model need not exist yet.
-    let example = ["model.base=model", "data[0].path=rows.parquet"].map(|s| Setting::from_set(&s.to_owned()));
+    let example = ["model.base=model", "data[0].path=rows.parquet"].map(|s| Setting::from_set(s.to_owned()));
     Recipe::load(None, &[&example[..], &settings].concat(), Purpose::Train)?;
     for set in &args.settings.set {
         let Some((key, value)) = set.split_once('=') else { continue };

@@ -30,9 +30,9 @@ pub(super) fn run(args: &InspectArgs, printer: &Printer) -> Ended {
             .into());
     };
     if printer.is_json() {
-        written(printer.json(&value))?
+        written(printer.json(&value))?;
     } else {
-        written(printer.data(&text))?
+        written(printer.data(&text))?;
     }
     Ok(DONE)
 }

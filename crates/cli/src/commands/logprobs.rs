@@ -1,7 +1,7 @@
 //! The parquet file of `eval --logprobs`: one row a token that has a past, in file order.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, UInt32Array, UInt64Array};
@@ -28,8 +28,8 @@ pub(super) struct Logprobs {
 }
 
 impl Logprobs {
-    pub(super) fn create(path: PathBuf) -> Result<Self, Fault> {
-        let partial = PartialFile::create(&path)?;
+    pub(super) fn create(path: &Path) -> Result<Self, Fault> {
+        let partial = PartialFile::create(path)?;
         let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?)).build();
         let empty = batch(&mut Vec::new(), &mut Vec::new(), &mut Vec::new(), &mut Vec::new(), &mut Vec::new())?;
         let writer = ArrowWriter::try_new(partial.file.try_clone()?, empty.schema(), Some(properties))?;

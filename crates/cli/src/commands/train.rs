@@ -85,7 +85,7 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     let outcome = run.execute(&mut sink).map_err(|e| failed("train", &e))?;
     let ending = outcome.ending;
     if ending == Ending::Interrupted {
-        finish(&mut sink, Event::Finished(outcome))?;
+        finish(&mut sink, &Event::Finished(outcome))?;
         printer.note("interrupted after a checkpoint; go on with `--resume`");
         return Ok(INTERRUPTED);
     }
@@ -93,14 +93,14 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
         save_adapter(&plan.trained.artefact, &run, &plan.directory.join("adapter"))?;
     }
     for path in export_run(&plan, &run.parameters)? {
-        finish(&mut sink, Event::Exported { path })?;
+        finish(&mut sink, &Event::Exported { path })?;
     }
-    finish(&mut sink, Event::Finished(outcome))?;
+    finish(&mut sink, &Event::Finished(outcome))?;
     Ok(DONE)
 }
 
-fn finish(sink: &mut Fanout, event: Event) -> Result<(), Diagnostics> {
-    sink.event(&event).map_err(|e| failed("output", &e))
+fn finish(sink: &mut Fanout, event: &Event) -> Result<(), Diagnostics> {
+    sink.event(event).map_err(|e| failed("output", &e))
 }
 
 fn save_adapter(artefact: &Artefact, run: &Run<'_>, target: &Path) -> Result<(), Diagnostics> {
