@@ -125,6 +125,30 @@ fn the_lora_smoke_recipe_learns_and_its_adapter_merged_model_and_log_probabiliti
 }
 
 #[test]
+fn training_goes_on_from_an_adapter() {
+    let scratch = Scratch::new();
+    let short = ["--set", "run.steps=3", "--set", "eval.limit=8"];
+    succeed(&[&["train", LORA, "--set", &scratch.dir("first")], &short[..]].concat());
+    let init = format!("lora.init={}", scratch.path("first/adapter").display());
+    succeed(&[&["train", LORA, "--set", &scratch.dir("second"), "--set", &init], &short[..]].concat());
+    let (first, second) = (losses(&scratch.path("first"), "eval"), losses(&scratch.path("second"), "eval"));
+    assert!((first[1] - second[0]).abs() < 1e-6, "{first:?} then {second:?}");
+    assert!(second[1] < second[0]);
+}
+
+#[test]
+fn evaluations_that_stop_improving_end_the_run() {
+    let scratch = Scratch::new();
+    let set = ["optimizer.learning_rate=1e-30", "eval.every=1", "eval.early_stop=2", "eval.limit=2", "run.steps=50"];
+    let dir = scratch.dir("run");
+    let mut args = vec!["train", LORA, "--set", &dir];
+    args.extend(set.iter().flat_map(|s| ["--set", s]));
+    succeed(&args);
+    assert_eq!(losses(&scratch.path("run"), "step").len(), 2);
+    assert!(scratch.path("run/adapter/adapter_model.safetensors").is_file());
+}
+
+#[test]
 fn the_full_smoke_recipe_learns_and_leaves_a_merged_model() {
     let scratch = Scratch::new();
     succeed(&["train", FULL, "--set", &scratch.dir("run")]);
