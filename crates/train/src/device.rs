@@ -27,6 +27,14 @@ pub enum DeviceError {
         /// Cargo feature that brings it.
         feature: &'static str,
     },
+    /// The backend is compiled in, the device is not there.
+    #[error("device `{name}` is not there: {found} of its kind found")]
+    Absent {
+        /// As written.
+        name: String,
+        /// Devices of the kind.
+        found: usize,
+    },
     /// No such device.
     #[error("`{name}` is no device")]
     Unknown {
@@ -88,8 +96,12 @@ fn select(name: &str) -> Result<Choice, DeviceError> {
 }
 
 fn automatic() -> Result<Choice, DeviceError> {
-    let gpu = cuda(0, "compiled in and first choice".to_owned());
-    gpu.or_else(|_| cpu("no GPU backend is compiled in".to_owned()))
+    cuda(0, "the first CUDA device".to_owned()).or_else(|error| {
+        cpu(match error {
+            DeviceError::Absent { .. } => "no CUDA device was found".to_owned(),
+            _ => "no GPU backend is compiled in".to_owned(),
+        })
+    })
 }
 
 #[cfg(feature = "cpu")]
@@ -115,9 +127,8 @@ fn ndarray(_: String) -> Result<Choice, DeviceError> {
 }
 
 #[cfg(feature = "cuda")]
-#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
 fn cuda(index: usize, reason: String) -> Result<Choice, DeviceError> {
-    Ok((Device::cuda(index), format!("cuda:{index}"), true, reason))
+    enumerated(burn::tensor::DeviceType::Cuda, "cuda", index, true, reason)
 }
 #[cfg(not(feature = "cuda"))]
 fn cuda(index: usize, _: String) -> Result<Choice, DeviceError> {
@@ -125,10 +136,8 @@ fn cuda(index: usize, _: String) -> Result<Choice, DeviceError> {
 }
 
 #[cfg(feature = "wgpu")]
-#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
 fn wgpu(index: usize, reason: String) -> Result<Choice, DeviceError> {
-    let kind = burn::tensor::DeviceKind::DiscreteGpu(index);
-    Ok((Device::wgpu(kind), format!("wgpu:{index}"), false, reason))
+    enumerated(burn::tensor::DeviceType::Wgpu, "wgpu", index, false, reason)
 }
 #[cfg(not(feature = "wgpu"))]
 fn wgpu(_: usize, _: String) -> Result<Choice, DeviceError> {
@@ -136,12 +145,28 @@ fn wgpu(_: usize, _: String) -> Result<Choice, DeviceError> {
 }
 
 #[cfg(feature = "vulkan")]
-#[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
 fn vulkan(index: usize, reason: String) -> Result<Choice, DeviceError> {
-    let kind = burn::tensor::DeviceKind::DiscreteGpu(index);
-    Ok((Device::vulkan(kind), format!("vulkan:{index}"), false, reason))
+    enumerated(burn::tensor::DeviceType::Vulkan, "vulkan", index, false, reason)
 }
 #[cfg(not(feature = "vulkan"))]
 fn vulkan(_: usize, _: String) -> Result<Choice, DeviceError> {
     Err(DeviceError::NotBuilt { name: "vulkan".to_owned(), feature: "vulkan" })
+}
+
+/// The device of a kind by its index. Constructors only name a device, and the first use of one that is not there
+/// panics; listing the kind's devices is the safe question.
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
+fn enumerated(
+    kind: burn::tensor::DeviceType,
+    backend: &str,
+    index: usize,
+    bf16: bool,
+    reason: String,
+) -> Result<Choice, DeviceError> {
+    let devices = Device::enumerate(kind).into_vec();
+    let (name, found) = (format!("{backend}:{index}"), devices.len());
+    match devices.into_iter().nth(index) {
+        Some(device) => Ok((device, name, bf16, reason)),
+        None => Err(DeviceError::Absent { name, found }),
+    }
 }

@@ -44,7 +44,9 @@ fn make(
     full: Option<&Checkpoint>,
     out: &Path,
 ) -> Result<(), Diagnostics> {
-    let told = |errors: Vec<export::ExportError>| super::train::export_failed(&errors);
+    let told = |errors: Vec<export::ExportError>| {
+        errors.iter().map(|e| Diagnostic::failure_from("export", e)).collect::<Diagnostics>()
+    };
     match (kind, adapter) {
         (Kind::Merged, _) => {
             let full = full.map(|full| Change::Full(full));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use qwen_tune_data::{BatchPlan, Stream};
 use qwen_tune_model::Decoder;
-use qwen_tune_qwen::export;
 use qwen_tune_train::{
     AdamW, Artefact, Checkpoints, Ending, Event, Fanout, Jsonl, Run, Sink, StopFlag, TrainState, objective,
 };
@@ -13,7 +12,7 @@ use qwen_tune_weights::atomic::AtomicDir;
 
 use super::{DONE, Ended, INTERRUPTED, export::export_run, failed, run_dir};
 use crate::args::TrainArgs;
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, Prepared, prepare};
 use crate::terminal::{JsonLines, Printer, Progress, count};
 
@@ -164,9 +163,4 @@ fn tell(plan: &Plan, printer: &Printer) {
         count(plan.total_steps),
         plan.directory.display()
     ));
-}
-
-/// Kept here so that the exporter's error type is told in one way.
-pub(super) fn export_failed(errors: &[export::ExportError]) -> Diagnostics {
-    errors.iter().map(|e| Diagnostic::failure_from("export", e)).collect()
 }

@@ -197,6 +197,8 @@ impl Plan {
             packing => packing,
         };
         resolved.tokens.packing = packing;
+        // The resolved recipe lies in the run directory, where a path relative to the recipe's own would lead nowhere.
+        resolved.model.base = model.path.to_string_lossy().into_owned();
         let directory = match recipe.run.dir.as_ref() {
             Some(dir) => PathBuf::from(dir),
             None => {
