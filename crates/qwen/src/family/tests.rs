@@ -1,3 +1,5 @@
+//! Every field and form of `config.json` that the families read, family by family: one long list of cases over one
+//! small configuration, kept together because each case is a change to it.
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use serde_json::{Value, json};
