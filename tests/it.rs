@@ -6,4 +6,5 @@ mod cli;
 mod equivalence;
 mod golden;
 mod parity;
+mod plans;
 mod runs;

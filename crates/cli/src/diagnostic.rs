@@ -245,6 +245,11 @@ impl Diagnostics {
         self.list.push(diagnostic);
     }
 
+    /// The value, or its faults added to these.
+    pub fn keep<T>(&mut self, result: Result<T, Diagnostics>) -> Option<T> {
+        result.map_err(|faults| self.extend(faults)).ok()
+    }
+
     /// All of them.
     pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
         self.list.iter()

@@ -30,6 +30,9 @@ pub struct SourceAudit {
     pub dropped: u64,
     /// Tokens of the longest row, before `max_length`.
     pub longest: usize,
+    /// Tokens of each sequence that has any with loss.
+    #[serde(skip)]
+    pub lengths: Vec<usize>,
 }
 
 impl SourceAudit {
@@ -57,6 +60,9 @@ impl Audit {
                 audit.longest = audit.longest.max(encoded.tokens);
                 let mut trained = 0;
                 for sample in &encoded.samples {
+                    if sample.num_trained() > 0 {
+                        audit.lengths.push(sample.ids.len());
+                    }
                     audit.samples += 1;
                     audit.tokens += sample.ids.len() as u64;
                     trained += sample.num_trained() as u64;

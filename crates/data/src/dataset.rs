@@ -60,23 +60,14 @@ impl Dataset {
     /// Opens the files of all sources: footers are read and jsonl files scanned for lines. Relative paths are tried
     /// from each of `roots` in turn; none means the working directory. Every mistake in every file is reported.
     pub fn open(sources: &[SourceConfig], encoder: Arc<Encoder>, roots: &[PathBuf]) -> Result<Self, Vec<DataError>> {
-        let mut opened = Vec::new();
-        let mut errors = Vec::new();
-        for config in sources {
-            match Source::open(config, roots) {
-                Ok(source) => opened.push(source),
-                Err(more) => errors.extend(more),
-            }
-        }
-        if sources.is_empty() {
-            errors.push(DataError::NoPath);
-        }
-        if !errors.is_empty() {
-            return Err(errors);
-        }
-        let sources = Arc::new(opened);
+        let sources = Arc::new(open_sources(sources, roots)?);
         let indices = indices(&sources, Split::All);
         Ok(Self { encoder, sources, split: Split::All, indices })
+    }
+
+    /// Looks at files, formats and columns as [`Dataset::open`] does, where there is no encoder to make rows of.
+    pub fn check(sources: &[SourceConfig], roots: &[PathBuf]) -> Result<(), Vec<DataError>> {
+        open_sources(sources, roots).map(drop)
     }
 
     /// The training and the held-out part: about `fraction` of the rows are held out, which ones depends only on
@@ -220,6 +211,21 @@ impl Dataset {
     pub(crate) fn read_block(&self, source: usize, file: usize, block: usize) -> Result<Arc<Block>, DataError> {
         self.sources[source].files[file].read(block).map(Arc::new)
     }
+}
+
+fn open_sources(sources: &[SourceConfig], roots: &[PathBuf]) -> Result<Vec<Source>, Vec<DataError>> {
+    let mut opened = Vec::new();
+    let mut errors = Vec::new();
+    for config in sources {
+        match Source::open(config, roots) {
+            Ok(source) => opened.push(source),
+            Err(more) => errors.extend(more),
+        }
+    }
+    if sources.is_empty() {
+        errors.push(DataError::NoPath);
+    }
+    if errors.is_empty() { Ok(opened) } else { Err(errors) }
 }
 
 fn indices(sources: &[Source], split: Split) -> Vec<Arc<Index>> {

@@ -46,4 +46,4 @@ pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use segments::Segments;
 pub use swiglu::swiglu;
-pub use token_logp::{HeadLoss, head_loss, token_logp};
+pub use token_logp::{HeadLoss, chunk_tokens, head_loss, token_logp};

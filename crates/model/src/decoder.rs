@@ -97,7 +97,24 @@ impl Decoder {
         device: &Device,
         dtype: DType,
     ) -> Result<(Self, Parameters), BuildError> {
-        let spec = &model.spec;
+        Self::load_lowest(model, model.spec.layers.len(), training, device, dtype)
+    }
+
+    /// As [`Decoder::load`], with the lowest `layers` blocks only: for measuring what a block costs.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_lowest(
+        model: &ModelDir,
+        layers: usize,
+        training: &Training,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<(Self, Parameters), BuildError> {
+        let spec = &DecoderSpec {
+            layers: model.spec.layers[..layers.min(model.spec.layers.len())].to_vec(),
+            ..model.spec.clone()
+        };
         Builder::build(model, training, device, dtype, |at| {
             Ok(Self {
                 embed_tokens: at.at("embed_tokens").tensor("weight", [spec.vocab_size, spec.hidden_size], true)?,

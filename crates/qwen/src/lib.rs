@@ -15,6 +15,7 @@
 //! | [`export`] | merged models and adapters, streamed to disk |
 
 mod auto;
+mod byte_size;
 pub mod export;
 pub mod family;
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub mod spec;
 pub mod targets;
 
 pub use auto::Auto;
+pub use byte_size::ByteSize;
 pub use family::ConfigError;
 pub use inventory::{Part, Role, TensorSpec, inventory};
 pub use model_dir::{ModelDir, ModelError};

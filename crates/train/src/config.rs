@@ -1,7 +1,7 @@
 //! The recipe sections that steer a run: `[run]`, `[objective]`, `[checkpoint]`, `[eval]`, `[report]`.
 
 use qwen_tune_data::SourceConfig;
-use qwen_tune_qwen::Auto;
+use qwen_tune_qwen::{Auto, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,9 @@ pub struct RunConfig {
     pub device: String,
     /// How many blocks run their forward again in the backward: `auto`, `none`, `all` or a number.
     pub recompute: Recompute,
+    /// Memory the run may take on its device, such as `"8GB"`; `auto` is what is free there. `micro_batch` and
+    /// `recompute`, where they are `auto`, are chosen to stay within it.
+    pub memory: Auto<ByteSize>,
     /// Take rows in an order drawn from `seed`; `false` takes them as they stand in the files.
     pub shuffle: bool,
 }
@@ -51,6 +54,7 @@ impl Default for RunConfig {
             micro_batch: Auto::Auto,
             device: "auto".to_owned(),
             recompute: Recompute::default(),
+            memory: Auto::Auto,
             shuffle: true,
         }
     }

@@ -17,8 +17,8 @@ pub fn batch_logps(decoder: &Decoder, pass: &Pass<'_>, batch: &Batch, targets: &
     logp.into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")
 }
 
-/// Documents laid out together.
-const GROUP: usize = 64;
+/// Documents of an evaluation that are laid out together.
+pub const EVAL_GROUP: usize = 64;
 
 /// Rows held out, and how they are laid out.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl EvalSet {
             let before = group.len();
             group.extend(encoded.samples.into_iter().filter(|s| s.num_trained() > 0));
             rows += usize::from(group.len() > before);
-            if group.len() >= GROUP {
+            if group.len() >= EVAL_GROUP {
                 add(&mut group);
             }
             if rows == self.limit {

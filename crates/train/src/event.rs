@@ -112,6 +112,8 @@ pub struct Outcome {
     pub loss: Option<f64>,
     /// Wall time of this execution.
     pub seconds: f64,
+    /// Most memory that the process has held so far, in bytes, where the system says so (Linux).
+    pub peak_memory: Option<u64>,
 }
 
 /// A listener.

@@ -11,6 +11,8 @@ mod eval;
 mod event;
 mod objective;
 mod optimizer;
+mod probe;
+pub mod process;
 mod run;
 mod schedule;
 mod sink;
@@ -22,10 +24,14 @@ pub use config::{
     CheckpointConfig, EvalConfig, EvalData, EvalSource, ObjectiveConfig, ObjectiveKind, Recompute, RecomputeWord,
     ReportConfig, RunConfig,
 };
-pub use eval::{EvalSet, LossSum, batch_logps};
+pub use eval::{EVAL_GROUP, EvalSet, LossSum, batch_logps};
+/// Tokens whose logits the head holds at a time.
+pub use qwen_tune_kernels::chunk_tokens as head_rows;
+
 pub use event::{Ending, Evaluation, Event, Fanout, Outcome, Sink, Step};
 pub use objective::{Likelihood, Objective, objective};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
+pub use probe::{Pace, Probe};
 pub use run::{Run, TrainError};
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use sink::Jsonl;

@@ -135,6 +135,7 @@ impl Run<'_> {
             tokens: self.state.tokens,
             loss: self.state.last_loss,
             seconds: started.elapsed().as_secs_f64(),
+            peak_memory: crate::process::memory("VmHWM:"),
         })
     }
 

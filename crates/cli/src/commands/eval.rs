@@ -69,7 +69,7 @@ fn adapter_of_run(args: &EvalArgs, recipe: &Recipe, doc: &RecipeDoc) -> Option<P
 
 fn rows(recipe: &Recipe, doc: &RecipeDoc, loaded: &LoadedModel) -> Result<Dataset, Diagnostics> {
     let eval = recipe.eval.clone().unwrap_or_default();
-    if let Some(dataset) = held_out(&eval, &loaded.encoder, doc)? {
+    if let Some(dataset) = held_out(&eval, Some(&loaded.encoder), doc)? {
         return Ok(dataset);
     }
     match eval.fraction {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use qwen_tune_data::{BatchPlan, Stream};
+use qwen_tune_data::Stream;
 use qwen_tune_model::Decoder;
 use qwen_tune_train::{
     AdamW, Artefact, Checkpoints, Ending, Event, Fanout, Jsonl, Run, Sink, StopFlag, TrainState, objective,
@@ -14,10 +14,11 @@ use super::{DONE, Ended, INTERRUPTED, export::export_run, failed, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, Prepared, prepare};
+use crate::recipe::Purpose;
 use crate::terminal::{JsonLines, Printer, Progress, count};
 
 pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
-    let Prepared { doc, plan } = prepare(args.recipe.as_deref(), &args.settings.to_vec())?;
+    let Prepared { doc, plan } = prepare(args.recipe.as_deref(), &args.settings.to_vec(), Purpose::Train)?;
     printer.diagnostics(&plan.warnings);
     let resumed = if args.resume {
         Checkpoints::latest(&plan.directory).map_err(|e| failed("resume", &e))?
@@ -40,16 +41,8 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
         state = TrainState { total_steps: plan.total_steps, ..loaded.state.clone() };
         printer.note(&format!("resuming after step {}", count(state.step)));
     }
-    let batches = BatchPlan {
-        step: plan.step_size,
-        micro_batch: plan.micro_batch,
-        seed: plan.recipe.run.seed,
-        shuffle: plan.recipe.run.shuffle,
-        packing: plan.recipe.tokens.packing,
-        max_length: plan.recipe.tokens.max_length,
-    };
-    let data =
-        Stream::start(Arc::new(plan.data.clone()), batches, state.cursor.clone()).map_err(|e| failed("data", &e))?;
+    let data = Stream::start(Arc::new(plan.data.clone()), plan.batches(), state.cursor.clone())
+        .map_err(|e| failed("data", &e))?;
 
     let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Progress::new(printer.clone()))];
     if plan.recipe.report.jsonl {

@@ -31,8 +31,17 @@ pub fn data_faults(errors: &[DataError], doc: &RecipeDoc, key: &str) -> Diagnost
         .collect()
 }
 
-/// The line that names the file, where one does.
+/// The line that sets what is wrong or names the file, where one does.
 fn data_span(error: &DataError, doc: &RecipeDoc, key: &str) -> Option<crate::diagnostic::Span> {
+    if let DataError::Setting { key: wrong, found, .. } = error
+        && let Some((_, name)) = wrong.rsplit_once('.')
+    {
+        let mut written = (0..).map(|i| format!("{key}[{i}]")).take_while(|entry| doc.contains(entry));
+        let says = |span: &crate::diagnostic::Span| span.source.text.get(span.range.clone()) == Some(found.as_str());
+        if let Some(span) = written.find_map(|entry| doc.span_of(&format!("{entry}.{name}")).filter(says)) {
+            return Some(span);
+        }
+    }
     let text = error.to_string();
     let named = (0..).map_while(|i| doc.span_of(&format!("{key}[{i}].path"))).find(|span| {
         let written = span.source.text.get(span.range.clone()).unwrap_or_default().trim_matches(['"', '\'']);

@@ -1,6 +1,6 @@
 //! From epochs, steps or tokens to a number of steps: known before the first one, because the schedule needs it.
 
-use qwen_tune_data::{Audit, Dataset, StepSize};
+use qwen_tune_data::{Dataset, StepSize};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::RunConfig;
 
@@ -17,9 +17,8 @@ pub(super) struct Length {
     pub(super) choices: Vec<Choice>,
 }
 
-pub(super) fn resolve(run: &RunConfig, data: &Dataset, audit: &Audit) -> Length {
+pub(super) fn resolve(run: &RunConfig, data: &Dataset, row_tokens: f64) -> Length {
     let mut choices = Vec::new();
-    let row_tokens = mean_tokens(audit);
     let step_size = match (run.global_batch, run.global_tokens) {
         (_, Some(tokens)) => StepSize::Tokens(tokens),
         (Some(rows), None) => StepSize::Rows(rows),
@@ -66,11 +65,4 @@ pub(super) fn beyond_positions(recipe: &Recipe, model: &ModelDir, doc: &RecipeDo
         ))),
         (true, _) => Some(Diagnostic::warning("too-long", message).at(at)),
     }
-}
-
-/// Tokens of an average row, from the first rows of each source.
-fn mean_tokens(audit: &Audit) -> f64 {
-    let tokens: u64 = audit.sources.iter().map(|s| s.tokens).sum();
-    let rows: u64 = audit.sources.iter().map(|s| s.rows).sum();
-    (tokens as f64 / rows.max(1) as f64).max(1.0)
 }

@@ -2,23 +2,30 @@
 //! into steps. Nothing is allocated on a device and nothing is written.
 
 mod fault;
+mod inputs;
 mod length;
+mod pace;
 mod room;
 mod trained;
+mod worst;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use qwen_tune_data::{Audit, Dataset, Encoder, LossOn, Packing, SourceConfig, StepSize, TokensConfig};
+use qwen_tune_data::{Audit, BatchPlan, DataError, Dataset, Packing, StepSize};
 use qwen_tune_qwen::ModelDir;
-use qwen_tune_train::device::{self, OpenDevice};
-use qwen_tune_train::{EvalConfig, EvalData, EvalSet, EvalSource, ObjectiveKind, Recompute};
+use qwen_tune_train::device::OpenDevice;
+use qwen_tune_train::{EvalSet, Recompute};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Choice, Purpose, Recipe, RecipeDoc, Setting};
+use inputs::Inputs;
+use room::Load;
+use worst::{Layout, Lengths};
 
 pub use fault::{data_fault, data_faults, model_faults};
-pub use room::{MemoryTable, available_memory};
+pub use inputs::{Opened, held_out, open_model, roots};
+pub use pace::Estimate;
+pub use room::{Cost, MemoryTable, available_memory};
 pub use trained::{Trained, bind_adapter, trained};
 
 /// A run with nothing left to decide.
@@ -47,8 +54,8 @@ pub struct Plan {
     pub micro_batch: usize,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
-    /// Estimate of what the run holds at its peak.
-    pub memory: MemoryTable,
+    /// What the run takes.
+    pub cost: Cost,
     /// What a user should know and that stops nothing.
     pub warnings: Diagnostics,
     /// What was decided, and why.
@@ -70,14 +77,14 @@ pub struct Prepared {
 ///
 /// # Errors
 /// With every mistake of the recipe and, as far as it can be read, of the files it names: all at once.
-pub fn prepare(path: Option<&Path>, settings: &[Setting]) -> Result<Prepared, Diagnostics> {
+pub fn prepare(path: Option<&Path>, settings: &[Setting], purpose: Purpose) -> Result<Prepared, Diagnostics> {
     let doc = match path {
         Some(path) => RecipeDoc::read(path, settings)?,
         None => RecipeDoc::from_settings(settings),
     };
-    let (recipe, mut said) = Recipe::examine(&doc, Purpose::Train);
+    let (recipe, mut said) = Recipe::examine(&doc, purpose);
     let Some(recipe) = recipe.filter(|recipe| !recipe.model.base.is_empty()) else { return Err(said) };
-    match Plan::make(&recipe, &doc) {
+    match Plan::make(&recipe, &doc, purpose) {
         Ok(mut plan) => {
             said.extend(std::mem::take(&mut plan.warnings));
             plan.warnings = said.stop_on_errors()?;
@@ -92,91 +99,20 @@ pub fn prepare(path: Option<&Path>, settings: &[Setting]) -> Result<Prepared, Di
     }
 }
 
-/// The model of a recipe and the encoder that goes with it.
-pub struct Opened {
-    /// The directory.
-    pub model: ModelDir,
-    /// Tokenizer, template and `[tokens]`.
-    pub encoder: Arc<Encoder>,
-}
-
-/// Opens what `[model]` and `[tokens]` name.
-///
-/// # Errors
-/// With every fault of directory, weights, tokenizer and template.
-pub fn open_model(recipe: &Recipe, doc: &RecipeDoc) -> Result<Opened, Diagnostics> {
-    let path = doc.resolve_path(recipe.model.base.as_ref());
-    let model = ModelDir::open(&path).map_err(|errors| model_faults(&errors, doc))?;
-    let encoder = open_encoder(&model, &recipe.tokens, recipe.objective.kind, doc)?;
-    Ok(Opened { model, encoder: Arc::new(encoder) })
-}
-
-fn open_encoder(
-    model: &ModelDir,
-    tokens: &TokensConfig,
-    objective: ObjectiveKind,
-    doc: &RecipeDoc,
-) -> Result<Encoder, Diagnostics> {
-    let mut tokens = tokens.clone();
-    if objective == ObjectiveKind::Cpt {
-        // Continued pre-training learns every token of every row.
-        tokens.loss_on = LossOn::All;
-    }
-    if let Some(template) = &tokens.template {
-        let path = doc.resolve_path(Path::new(template));
-        if path.is_file() {
-            tokens.template = Some(path.to_string_lossy().into_owned());
-        }
-    }
-    Encoder::from_dir(&model.path, &tokens, model.spec.vocab_size).map_err(|e| {
-        Diagnostics::from(data_fault(&e).at(doc.span_of("tokens.template").or_else(|| doc.span_of("model.base"))))
-    })
-}
-
 impl Plan {
+    /// How the run lays out its data.
+    #[must_use]
+    pub fn batches(&self) -> BatchPlan {
+        batches(&self.recipe, self.step_size, self.micro_batch)
+    }
+
     /// Decides everything.
     ///
     /// # Errors
     /// With every fault of recipe, checkpoint and data that can be seen without running.
-    pub fn make(recipe: &Recipe, doc: &RecipeDoc) -> Result<Self, Diagnostics> {
-        let mut faults = Diagnostics::new();
-        let opened = match open_model(recipe, doc) {
-            Ok(opened) => Some(opened),
-            Err(more) => {
-                faults.extend(more);
-                None
-            }
-        };
-        let device = match device::open(&recipe.run.device, recipe.model.dtype) {
-            Ok(device) => Some(device),
-            Err(error) => {
-                let key = if matches!(error, device::DeviceError::Dtype { .. }) { "model.dtype" } else { "run.device" };
-                faults.push(Diagnostic::mistake_from("device", &error).at(doc.span_of(key)));
-                None
-            }
-        };
-        let Some(Opened { model, encoder }) = opened else { return Err(faults) };
-        faults.extend(length::beyond_positions(recipe, &model, doc));
-        let base = doc.span_of("model.base");
-        let odd = qwen_tune_qwen::family::warnings(&model.config);
-        faults.extend(odd.into_iter().map(|message| Diagnostic::warning("config", message).at(base.clone())));
-        let trained = trained(recipe, doc, &model).map_err(|more| faults.extend(more)).ok();
-        let whole = Dataset::open(&recipe.data, encoder.clone(), &roots(doc));
-        let whole = whole.map_err(|errors| faults.extend(data_faults(&errors, doc, "data"))).ok();
+    pub fn make(recipe: &Recipe, doc: &RecipeDoc, purpose: Purpose) -> Result<Self, Diagnostics> {
+        let Inputs { model, device, trained, data, held, warnings: mut faults } = Inputs::open(recipe, doc, purpose)?;
         let eval = recipe.eval.clone().unwrap_or_default();
-        let held = held_out(&eval, &encoder, doc).map_err(|more| faults.extend(more)).ok().flatten();
-        let (Some(trained), Some(whole), Some(device), false) = (trained, whole, device, faults.has_errors()) else {
-            return Err(faults);
-        };
-        let (data, held) = match (held, eval.fraction) {
-            (None, Some(fraction)) => {
-                let (kept, held) = whole
-                    .split(fraction, recipe.run.seed)
-                    .map_err(|e| Diagnostics::from(data_fault(&e).at(doc.span_of("eval.fraction"))))?;
-                (kept, Some(held))
-            }
-            (held, _) => (whole, held),
-        };
         let audit = audited(&data, doc)?;
 
         let mut choices = Vec::new();
@@ -208,11 +144,32 @@ impl Plan {
                 dir
             }
         };
-        let length = length::resolve(&recipe.run, &data, &audit);
+        let lengths = Lengths::of_first(audit.sources.iter().flat_map(|s| s.lengths.iter().copied()).collect());
+        let length = length::resolve(&recipe.run, &data, lengths.mean());
         for choice in &length.choices {
             choose(&choice.key, choice.value.clone(), &choice.reason);
         }
-        let room = room::decide(recipe, &model, &trained, &device);
+        let held_lengths = held.as_ref().map(|held| first_lengths(held, eval.limit)).transpose();
+        let held_lengths = held_lengths.map_err(|e| Diagnostics::from(data_fault(&e)))?;
+        let lengths = lengths
+            .with_steps(&data, batches(&resolved, length.step_size, usize::MAX), length.total_steps)
+            .map_err(|e| Diagnostics::from(data_fault(&e)))?;
+        let layout =
+            Layout { step: length.step_size, steps: length.total_steps, packing, max_length: recipe.tokens.max_length };
+        let room = Load {
+            recipe,
+            model: &model,
+            trained: &trained,
+            device: &device,
+            layout,
+            lengths: &lengths,
+            eval: held.as_ref().zip(held_lengths.as_ref()),
+        }
+        .decide(doc);
+        if purpose != Purpose::Check {
+            faults.extend(room.verdict);
+        }
+        let faults = faults.stop_on_errors()?;
         if recipe.run.micro_batch.is_auto() {
             choose("run.micro_batch", (room.micro_batch as i64).into(), &room.micro_batch_reason);
         }
@@ -232,45 +189,40 @@ impl Plan {
             data,
             eval,
             audit,
-            trained,
             device,
             directory,
             step_size: length.step_size,
             total_steps: length.total_steps,
             micro_batch: room.micro_batch,
             recompute: room.recompute,
-            memory: room.table,
+            cost: room.cost,
             warnings: faults,
             choices,
+            trained,
         })
     }
 }
 
-/// Directories that relative paths are tried from.
-pub fn roots(doc: &RecipeDoc) -> Vec<PathBuf> {
-    let own = doc.directory().map(Path::to_owned).filter(|p| !p.as_os_str().is_empty());
-    std::iter::once(PathBuf::from(".")).chain(own).collect()
+/// How a recipe whose packing is decided lays out its data.
+fn batches(recipe: &Recipe, step: StepSize, micro_batch: usize) -> BatchPlan {
+    BatchPlan {
+        step,
+        micro_batch,
+        seed: recipe.run.seed,
+        shuffle: recipe.run.shuffle,
+        packing: recipe.tokens.packing,
+        max_length: recipe.tokens.max_length,
+    }
 }
 
-/// Rows that `[eval] data` names.
-///
-/// # Errors
-/// With every fault of their files.
-pub fn held_out(eval: &EvalConfig, encoder: &Arc<Encoder>, doc: &RecipeDoc) -> Result<Option<Dataset>, Diagnostics> {
-    let Some(data) = &eval.data else { return Ok(None) };
-    let sources: Vec<SourceConfig> = match data {
-        EvalData::Path(path) => vec![SourceConfig::new(path)],
-        EvalData::Sources(list) => list
-            .iter()
-            .map(|source| match source {
-                EvalSource::Path(path) => SourceConfig::new(path),
-                EvalSource::Table(config) => config.clone(),
-            })
-            .collect(),
-    };
-    Dataset::open(&sources, encoder.clone(), &roots(doc))
-        .map(Some)
-        .map_err(|errors| data_faults(&errors, doc, "eval.data"))
+/// Lengths of the first held-out rows.
+fn first_lengths(held: &Dataset, limit: Option<usize>) -> Result<Lengths, DataError> {
+    let mut lengths = Vec::new();
+    for row in held.samples().take(limit.unwrap_or(usize::MAX).min(AUDIT_ROWS as usize)) {
+        let (_, encoded) = row?;
+        lengths.extend(encoded.samples.iter().filter(|s| s.num_trained() > 0).map(|s| s.ids.len()));
+    }
+    Ok(Lengths::of_first(lengths))
 }
 
 /// Looks at the first rows; a source in which nothing carries loss is a mistake.

@@ -87,6 +87,8 @@ pub struct Recipe {
 pub enum Purpose {
     /// Training data has to be named.
     Train,
+    /// As for training, on whatever machine: its device may be another's.
+    Check,
     /// Only the model has to be named: evaluation, generation, export.
     Use,
 }

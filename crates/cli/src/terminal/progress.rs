@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use qwen_tune_train::{Ending, Evaluation, Event, Outcome, Sink, Step};
 
-use super::{Printer, count, duration, rate, short_count};
+use super::{Printer, bytes, count, duration, rate, short_count};
 
 /// A log gets a line at least this often.
 const QUIET_FOR: Duration = Duration::from_secs(10);
@@ -112,8 +112,9 @@ impl Progress {
             (Some(first), Some(last)) => format!("  loss {first:.4} -> {last:.4}"),
             _ => String::new(),
         };
+        let peak = outcome.peak_memory.map(|peak| format!("  peak {}", bytes(peak))).unwrap_or_default();
         self.printer.note(&format!(
-            "{how}  {} steps  {} tokens  {}{loss}",
+            "{how}  {} steps  {} tokens  {}{loss}{peak}",
             count(outcome.step),
             count(outcome.tokens),
             duration(outcome.seconds),

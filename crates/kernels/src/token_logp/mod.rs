@@ -80,7 +80,8 @@ const CHUNK_BYTES: usize = 64 << 20;
 const CHUNK_TOKENS: std::ops::RangeInclusive<usize> = 192..=1024;
 
 /// Tokens whose logits are held at a time.
-fn chunk_tokens(vocabulary: usize) -> usize {
+#[must_use]
+pub fn chunk_tokens(vocabulary: usize) -> usize {
     (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(*CHUNK_TOKENS.start(), *CHUNK_TOKENS.end())
 }
 

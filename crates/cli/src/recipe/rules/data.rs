@@ -7,7 +7,7 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
     let sources = &context.recipe.data;
     // An entry that is there and wrong has been spoken of already.
     if sources.is_empty()
-        && context.purpose == Purpose::Train
+        && context.purpose != Purpose::Use
         && (!context.doc.contains("data") || context.doc.is_empty_list("data"))
     {
         said.push(

@@ -2,7 +2,7 @@
 
 use qwen_tune_train::device::BACKENDS;
 
-use super::Context;
+use super::{Context, Purpose};
 use crate::diagnostic::Diagnostics;
 use crate::recipe::nearest;
 
@@ -15,6 +15,8 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
     let numbered = number.is_none_or(|number| name == "cuda" && number.parse::<u16>().is_ok());
     match BACKENDS.iter().find(|(known, _)| *known == name) {
         Some((_, true)) if numbered => {}
+        // Said as a warning when the device is looked for.
+        Some((_, false)) if numbered && context.purpose == Purpose::Check => {}
         Some((backend, false)) if numbered => said.push(
             context
                 .mistake(

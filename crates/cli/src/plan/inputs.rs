@@ -1,0 +1,179 @@
+//! Everything a recipe names, opened; what is wrong with any of it is told at once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qwen_tune_data::{Dataset, Encoder, LossOn, SourceConfig};
+use qwen_tune_model::ComputeDtype;
+use qwen_tune_qwen::ModelDir;
+use qwen_tune_train::device::{self, DeviceError, OpenDevice};
+use qwen_tune_train::{EvalConfig, EvalData, EvalSource, ObjectiveKind};
+
+use super::{Trained, data_fault, data_faults, length, model_faults, trained};
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::recipe::{Purpose, Recipe, RecipeDoc};
+
+/// What a plan is made from.
+pub(super) struct Inputs {
+    pub(super) model: ModelDir,
+    pub(super) device: OpenDevice,
+    pub(super) trained: Trained,
+    /// Rows to train on.
+    pub(super) data: Dataset,
+    /// Rows held out.
+    pub(super) held: Option<Dataset>,
+    pub(super) warnings: Diagnostics,
+}
+
+impl Inputs {
+    pub(super) fn open(recipe: &Recipe, doc: &RecipeDoc, purpose: Purpose) -> Result<Self, Diagnostics> {
+        let mut faults = Diagnostics::new();
+        let model = faults.keep(open_directory(recipe, doc));
+        let encoder = faults.keep(open_encoder(recipe, model.as_ref(), doc)).map(Arc::new);
+        let device = faults.keep(open_device(recipe, doc, purpose));
+        let trained = model.as_ref().and_then(|model| {
+            faults.extend(length::beyond_positions(recipe, model, doc));
+            let odd = qwen_tune_qwen::family::warnings(&model.config);
+            let base = doc.span_of("model.base");
+            faults.extend(odd.into_iter().map(|message| Diagnostic::warning("config", message).at(base.clone())));
+            faults.keep(trained(recipe, doc, model))
+        });
+        let eval = recipe.eval.clone().unwrap_or_default();
+        let whole = faults.keep(open_data(&recipe.data, encoder.as_ref(), doc, "data")).flatten();
+        let held = faults.keep(held_out(&eval, encoder.as_ref(), doc)).flatten();
+        let (Some(model), Some(device), Some(trained), Some(whole), false) =
+            (model, device, trained, whole, faults.has_errors())
+        else {
+            return Err(faults);
+        };
+        let (device, said) = device;
+        faults.extend(said);
+        let (data, held) = match (held, eval.fraction) {
+            (None, Some(fraction)) => {
+                let (kept, held) = whole
+                    .split(fraction, recipe.run.seed)
+                    .map_err(|e| Diagnostics::from(data_fault(&e).at(doc.span_of("eval.fraction"))))?;
+                (kept, Some(held))
+            }
+            (held, _) => (whole, held),
+        };
+        Ok(Self { model, device, trained, data, held, warnings: faults })
+    }
+}
+
+/// The model of a recipe and the encoder that goes with it.
+pub struct Opened {
+    /// The directory.
+    pub model: ModelDir,
+    /// Tokenizer, template and `[tokens]`.
+    pub encoder: Arc<Encoder>,
+}
+
+/// Opens what `[model]` and `[tokens]` name.
+///
+/// # Errors
+/// With every fault of directory, weights, tokenizer and template.
+pub fn open_model(recipe: &Recipe, doc: &RecipeDoc) -> Result<Opened, Diagnostics> {
+    let mut faults = Diagnostics::new();
+    let model = faults.keep(open_directory(recipe, doc));
+    let encoder = faults.keep(open_encoder(recipe, model.as_ref(), doc));
+    match (model, encoder) {
+        (Some(model), Some(encoder)) => Ok(Opened { model, encoder: Arc::new(encoder) }),
+        _ => Err(faults),
+    }
+}
+
+fn open_directory(recipe: &Recipe, doc: &RecipeDoc) -> Result<ModelDir, Diagnostics> {
+    let path = doc.resolve_path(recipe.model.base.as_ref());
+    ModelDir::open(&path).map_err(|errors| model_faults(&errors, doc))
+}
+
+/// The encoder of a model's directory. Where the model itself cannot be opened, data are still held against its
+/// tokenizer, if the directory is there at all.
+fn open_encoder(recipe: &Recipe, model: Option<&ModelDir>, doc: &RecipeDoc) -> Result<Encoder, Diagnostics> {
+    let path = doc.resolve_path(recipe.model.base.as_ref());
+    if model.is_none() && !path.is_dir() {
+        // Said already.
+        return Err(Diagnostics::new());
+    }
+    let mut tokens = recipe.tokens.clone();
+    if recipe.objective.kind == ObjectiveKind::Cpt {
+        // Continued pre-training learns every token of every row.
+        tokens.loss_on = LossOn::All;
+    }
+    if let Some(template) = &tokens.template {
+        let path = doc.resolve_path(Path::new(template));
+        if path.is_file() {
+            tokens.template = Some(path.to_string_lossy().into_owned());
+        }
+    }
+    let vocabulary = model.map_or(i32::MAX as usize, |model| model.spec.vocab_size);
+    Encoder::from_dir(&path, &tokens, vocabulary).map_err(|e| {
+        Diagnostics::from(data_fault(&e).at(doc.span_of("tokens.template").or_else(|| doc.span_of("model.base"))))
+    })
+}
+
+/// The device with what there is to say about it. A check needs none: what this machine lacks, another may have.
+fn open_device(
+    recipe: &Recipe,
+    doc: &RecipeDoc,
+    purpose: Purpose,
+) -> Result<(OpenDevice, Option<Diagnostic>), Diagnostics> {
+    let refused = |error: &DeviceError| {
+        let key = if matches!(error, DeviceError::Dtype { .. }) { "model.dtype" } else { "run.device" };
+        Diagnostic::mistake_from("device", error).at(doc.span_of(key))
+    };
+    match device::open(&recipe.run.device, recipe.model.dtype) {
+        Ok(device) => Ok((device, None)),
+        Err(error @ (DeviceError::NotBuilt { .. } | DeviceError::Absent { .. })) if purpose == Purpose::Check => {
+            let stand_in = device::open("cpu", ComputeDtype::Auto).map_err(|_| Diagnostics::from(refused(&error)))?;
+            let message = format!("{error}; everything else was checked");
+            Ok((stand_in, Some(Diagnostic::warning("device", message).at(doc.span_of("run.device")))))
+        }
+        Err(error) => Err(refused(&error).into()),
+    }
+}
+
+/// Opens sources. Without an encoder nothing can be made of their rows, but files, formats and columns are looked at.
+fn open_data(
+    sources: &[SourceConfig],
+    encoder: Option<&Arc<Encoder>>,
+    doc: &RecipeDoc,
+    key: &str,
+) -> Result<Option<Dataset>, Diagnostics> {
+    let roots = roots(doc);
+    match encoder {
+        Some(encoder) => Dataset::open(sources, encoder.clone(), &roots).map(Some),
+        None => Dataset::check(sources, &roots).map(|()| None),
+    }
+    .map_err(|errors| data_faults(&errors, doc, key))
+}
+
+/// Rows that `[eval] data` names.
+///
+/// # Errors
+/// With every fault of their files.
+pub fn held_out(
+    eval: &EvalConfig,
+    encoder: Option<&Arc<Encoder>>,
+    doc: &RecipeDoc,
+) -> Result<Option<Dataset>, Diagnostics> {
+    let Some(data) = &eval.data else { return Ok(None) };
+    let sources: Vec<SourceConfig> = match data {
+        EvalData::Path(path) => vec![SourceConfig::new(path)],
+        EvalData::Sources(list) => list
+            .iter()
+            .map(|source| match source {
+                EvalSource::Path(path) => SourceConfig::new(path),
+                EvalSource::Table(config) => config.clone(),
+            })
+            .collect(),
+    };
+    open_data(&sources, encoder, doc, "eval.data")
+}
+
+/// Directories that relative paths are tried from.
+pub fn roots(doc: &RecipeDoc) -> Vec<PathBuf> {
+    let own = doc.directory().map(Path::to_owned).filter(|p| !p.as_os_str().is_empty());
+    std::iter::once(PathBuf::from(".")).chain(own).collect()
+}
