@@ -14,6 +14,7 @@ golden.safetensors, with B = 2 rows of T = 21 tokens; adapter names are PEFT's w
 
     input_ids, labels [B,T] i64   labels are -100 where no loss is taken; they are shifted inside the loss
     embed, block.I, final         [B,T,H] embedding, output of decoder layer I, last norm; the adapter is active
+    router.I                      [B,T,E] scores of the experts of layer I, where it is sparse
     logits, base_logits           [B,T,V] with and without the adapter
     loss                          mean over all trained targets of the batch
     grad.NAME                     gradient of that loss
@@ -26,6 +27,7 @@ golden.safetensors, with B = 2 rows of T = 21 tokens; adapter names are PEFT's w
 Seeds are fixed; another torch build or CPU may differ in the last bits.
 """
 import argparse
+import itertools
 import json
 import math
 import os
@@ -162,23 +164,155 @@ def cases():
     )
 
 
+MIXER = ATTENTION + ["in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]
+
+
+def experts(**fields):
+    return dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12) | fields
+
+
+def moe_cases():
+    """Mixtures of experts over softmax attention."""
+    small = dict(vocab_size=48, hidden_size=24, num_hidden_layers=2, max_position_embeddings=256)
+    yield "qwen2_moe_shared_dense_layer", dict(
+        config=old(
+            "Qwen2MoeForCausalLM", "qwen2_moe", **small | dict(num_hidden_layers=3), intermediate_size=40, num_attention_heads=4,
+            num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=10000.0, qkv_bias=True, decoder_sparse_step=1, mlp_only_layers=[1],
+            norm_topk_prob=False, router_aux_loss_coef=0.001, shared_expert_intermediate_size=20, tie_word_embeddings=False,
+            sliding_window=6, use_sliding_window=True, max_window_layers=2, **experts(),
+        ),
+        # Shared expert and dense layer go by the same names.
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION + MLP),
+        full=True,
+    )
+    yield "qwen2_moe_fused_renormalised", dict(
+        config=old(
+            "Qwen2MoeForCausalLM", "qwen2_moe", **small, intermediate_size=40, num_attention_heads=2, num_key_value_heads=2,
+            rms_norm_eps=1e-5, rope_theta=1000000.0, qkv_bias=False, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True,
+            router_aux_loss_coef=0.001, shared_expert_intermediate_size=16, tie_word_embeddings=True, **experts(num_experts_per_tok=3),
+        ),
+        lora=dict(r=3, lora_alpha=6, target_modules=ATTENTION),
+        layout="fused",
+    )
+    yield "qwen3_moe_sparse_step", dict(
+        config=old(
+            "Qwen3MoeForCausalLM", "qwen3_moe", **small | dict(num_hidden_layers=3), intermediate_size=40, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=False, decoder_sparse_step=2,
+            mlp_only_layers=[], norm_topk_prob=True, router_aux_loss_coef=0.001, tie_word_embeddings=False, **experts(),
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION),
+        full=True,
+    )
+    yield "qwen3_moe_per_expert_fused", dict(
+        config=old(
+            "Qwen3MoeForCausalLM", "qwen3_moe", **small, intermediate_size=40, num_attention_heads=4, num_key_value_heads=1, head_dim=6,
+            rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=True, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=False,
+            router_aux_loss_coef=0.001, tie_word_embeddings=True, **experts(num_experts=4, num_experts_per_tok=1),
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION),
+        layout="per-expert fused",
+    )
+
+
+def hybrid_cases():
+    """Gated delta-rule layers beside gated attention."""
+    delta = dict(linear_conv_kernel_dim=4, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=8)
+    small = dict(
+        vocab_size=48, hidden_size=24, num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=256,
+        rms_norm_eps=1e-6,
+    )
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    yield "qwen3_next_interval", dict(
+        config=old(
+            "Qwen3NextForCausalLM", "qwen3_next", **small | delta, num_hidden_layers=3, intermediate_size=40, full_attention_interval=3,
+            rope_theta=10000.0, partial_rotary_factor=0.25, decoder_sparse_step=1, mlp_only_layers=[1], norm_topk_prob=True,
+            router_aux_loss_coef=0.001, shared_expert_intermediate_size=16, tie_word_embeddings=False, **experts(),
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER),
+        full=True,
+    )
+    yield "qwen3_next_layer_types", dict(
+        config=old(
+            "Qwen3NextForCausalLM", "qwen3_next", **small | delta | dict(linear_num_value_heads=2, linear_value_head_dim=6), num_hidden_layers=2,
+            intermediate_size=40, layer_types=["full_attention", "linear_attention"], rope_theta=1000.0, partial_rotary_factor=0.5,
+            decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=False, router_aux_loss_coef=0.001, shared_expert_intermediate_size=12,
+            tie_word_embeddings=True, **experts(num_experts=4),
+        ),
+        lora=dict(r=3, lora_alpha=3, target_modules=MIXER),
+        layout="fused",
+    )
+    yield "qwen3_5_multimodal", dict(
+        config=nested(
+            "Qwen3_5ForConditionalGeneration", "qwen3_5",
+            dict(model_type="qwen3_5_text", **small | delta, num_hidden_layers=3, intermediate_size=40,
+                 layer_types=["linear_attention", "linear_attention", "full_attention"], rope_parameters=rope, tie_word_embeddings=False),
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER + MLP),
+        full=True,
+    )
+    yield "qwen3_5_text_equal_heads", dict(
+        config=old(
+            "Qwen3_5ForCausalLM", "qwen3_5_text", **small | delta | dict(linear_num_key_heads=3, linear_num_value_heads=3, linear_value_head_dim=6),
+            num_hidden_layers=2, intermediate_size=40, full_attention_interval=2, rope_parameters=rope | {"partial_rotary_factor": 0.25},
+            tie_word_embeddings=True,
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER + MLP),
+    )
+    yield "qwen3_5_moe_multimodal", dict(
+        config=nested(
+            "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe",
+            dict(model_type="qwen3_5_moe_text", **small | delta, num_hidden_layers=2, full_attention_interval=2, rope_parameters=rope,
+                 shared_expert_intermediate_size=12, router_aux_loss_coef=0.001, tie_word_embeddings=False, **experts()),
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER),
+        layout="fused",
+        full=True,
+    )
+    yield "qwen3_5_moe_text", dict(
+        config=old(
+            "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", **small | delta | dict(linear_num_value_heads=2), num_hidden_layers=2,
+            layer_types=["linear_attention", "full_attention"], rope_parameters=rope, shared_expert_intermediate_size=16,
+            router_aux_loss_coef=0.001, tie_word_embeddings=True, **experts(num_experts=4, num_experts_per_tok=3),
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER),
+    )
+
+
+def nested(architecture, model_type, text):
+    """The configuration of a model with a vision tower around a text model. The tower is a passenger: its tensors are noise."""
+    return dict(
+        architectures=[architecture], model_type=model_type, text_config=text, tie_word_embeddings=text["tie_word_embeddings"],
+        image_token_id=45, video_token_id=46, vision_start_token_id=44, vision_end_token_id=43, torch_dtype="float32",
+    )
+
+
+def text_config(case):
+    return case["config"].get("text_config", case["config"])
+
+
 def randomise(model):
     """Weights for which every part of the forward pass shows in the logits."""
     width = model.config.hidden_size
+    zero_centred = any(kind in model.config.model_type for kind in ("qwen3_next", "qwen3_5"))
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.data.normal_(0, 0.3)
+        elif name.endswith("A_log"):
+            p.data.uniform_(-2, 1)
+        elif "conv1d" in name:
+            p.data.normal_(0, 0.6)
         elif "norm" in name:
-            p.data.normal_(1, 0.25)
+            p.data.normal_(0 if zero_centred and "linear_attn" not in name else 1, 0.25)
         elif "embed_tokens" in name or "lm_head" in name:
             p.data.normal_(0, 1 / math.sqrt(width))
         else:
-            p.data.normal_(0, 1.2 / math.sqrt(p.shape[1]))
+            p.data.normal_(0, 1.2 / math.sqrt(p.shape[-1]))
 
 
 def write_base(path, case):
     (path / "config.json").write_text(json.dumps(case["config"], indent=2, sort_keys=True) + "\n")
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
+    config = AutoConfig.from_pretrained(path)
+    model = AutoModelForCausalLM.from_config(getattr(config, "text_config", config), dtype=torch.float32)
     randomise(model)
     if "shard_size" in case:
         model.save_pretrained(path, max_shard_size=case["shard_size"])
@@ -187,11 +321,54 @@ def write_base(path, case):
     state = {k: v.to(case.get("stored", torch.float32)).contiguous() for k, v in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
+    state = in_layout(state, case.get("layout", "per expert"))
+    if "text_config" in case["config"]:
+        state = {k.replace("model.", "model.language_model.", 1): v for k, v in state.items()}
+        state["model.visual.patch_embed.proj.weight"] = torch.randn(4, 3)
+        state["mtp.fc.weight"] = torch.randn(8, 16)
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
 
 
+def in_layout(state, layout):
+    """Experts as published checkpoints hold them: three matrices an expert, two an expert, or two for all."""
+    out = {}
+    for name, value in state.items():
+        if ".experts." not in name or layout == "fused":
+            out[name] = value
+            continue
+        path, leaf = name.rsplit(".", 1)
+        for e, matrix in enumerate(value):
+            if leaf == "gate_up_proj" and layout == "per expert":
+                gate, up = matrix.chunk(2)
+                out[f"{path}.{e}.gate_proj.weight"], out[f"{path}.{e}.up_proj.weight"] = gate.contiguous(), up.contiguous()
+            else:
+                out[f"{path}.{e}.{leaf}.weight"] = matrix.contiguous()
+    return out
+
+
 def load(path):
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    """The causal model; of one with a vision tower its text part. Whatever layout the experts have, we put them in."""
+    config = AutoConfig.from_pretrained(path)
+    config = getattr(config, "text_config", config)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    state = {}
+    for file in sorted(path.glob("model*.safetensors")):
+        state |= load_file(file)
+    state = {k.replace("model.language_model.", "model."): v.float() for k, v in state.items() if not k.startswith(("model.visual", "mtp"))}
+    for name, p in model.state_dict().items():
+        if name in state:
+            p.copy_(state[name])
+        elif ".experts." in name:
+            path_, leaf = name.rsplit(".", 1)
+            for e in range(len(p)):
+                whole = f"{path_}.{e}.{leaf}.weight"
+                parts = [whole] if whole in state else [f"{path_}.{e}.gate_proj.weight", f"{path_}.{e}.up_proj.weight"]
+                p[e].copy_(torch.cat([state[part] for part in parts]))
+        else:
+            assert name == "lm_head.weight" and model.config.tie_word_embeddings, name
+    model.tie_weights()
+    return model.eval()
 
 
 def write_adapter(path, case):
@@ -230,7 +407,7 @@ def ten_steps(forward, params, labels):
 
 def golden(path, case):
     gen = torch.Generator().manual_seed(7)
-    vocab = case["config"]["vocab_size"]
+    vocab = text_config(case)["vocab_size"]
     ids = torch.randint(0, vocab, (ROWS, TOKENS), generator=gen)
     labels = ids.clone()
     labels[0, :6] = -100
@@ -239,16 +416,22 @@ def golden(path, case):
 
     model = PeftModel.from_pretrained(load(path), path / "adapter", is_trainable=True)
     base = model.get_base_model()
-    seen = {}
+    seen, ffn_input = {}, {}
     hooks = [base.model.embed_tokens.register_forward_hook(lambda m, i, o: seen.__setitem__("embed", o))]
     for n, layer in enumerate(base.model.layers):
         take = lambda m, i, o, n=n: seen.__setitem__(f"block.{n}", o[0] if isinstance(o, tuple) else o)
         hooks.append(layer.register_forward_hook(take))
+        take = lambda m, i, n=n: ffn_input.__setitem__(n, i[0].detach())
+        hooks.append(layer.post_attention_layernorm.register_forward_pre_hook(take))
     hooks.append(base.model.norm.register_forward_hook(lambda m, i, o: seen.__setitem__("final", o)))
     result = model(input_ids=ids, labels=labels, use_cache=False)
     for h in hooks:
         h.remove()
     out |= {k: v.detach() for k, v in seen.items()}
+    for n, layer in enumerate(base.model.layers):
+        if hasattr(layer.mlp, "experts"):
+            h = layer.post_attention_layernorm(ffn_input[n])
+            out[f"router.{n}"] = torch.nn.functional.linear(h, layer.mlp.gate.weight).detach()
     loss = mean_loss(result.logits, labels)
     assert torch.allclose(loss, result.loss, atol=1e-6)
     out["logits"], out["loss"] = result.logits.detach(), loss.detach().reshape(1)
@@ -271,9 +454,11 @@ def golden(path, case):
     out |= {f"after.{k}": p.detach() for k, p in adapter.items()}
 
     merged = PeftModel.from_pretrained(load(path), path / "adapter").merge_and_unload()
-    last = case["config"]["num_hidden_layers"] - 1
     state = merged.state_dict()
-    for name in ("model.layers.0.self_attn.q_proj.weight", f"model.layers.{last}.mlp.down_proj.weight"):
+    last = text_config(case)["num_hidden_layers"] - 1
+    adapted = sorted({n.split(".lora_")[0] + ".weight" for n in adapter})
+    old_choice = [f"model.layers.0.self_attn.q_proj.weight", f"model.layers.{last}.mlp.down_proj.weight"]
+    for name in old_choice if all(n in state for n in old_choice) else [adapted[0], adapted[-1]]:
         out["merged." + name] = state[name]
     with torch.no_grad():
         out["merged_logits"] = merged(input_ids=ids, use_cache=False).logits
@@ -314,7 +499,7 @@ def main():
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     lines = []
-    for seed, (name, case) in enumerate(cases()):
+    for seed, (name, case) in enumerate(itertools.chain(cases(), moe_cases(), hybrid_cases())):
         if wanted and name not in wanted:
             continue
         torch.manual_seed(100 + seed)

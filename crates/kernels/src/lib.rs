@@ -19,6 +19,7 @@ mod attention;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod dropout;
+mod grouped_linear;
 mod linear;
 mod rms_norm;
 mod rope;
@@ -32,6 +33,7 @@ mod oracle;
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
     pub use crate::attention::reference::attention;
+    pub use crate::grouped_linear::reference::grouped_linear;
     pub use crate::linear::reference::linear;
     pub use crate::rms_norm::reference::rms_norm;
     pub use crate::rope::reference::rope;
@@ -41,6 +43,7 @@ pub mod reference {
 
 pub use attention::attention;
 pub use dropout::Dropout;
+pub use grouped_linear::{Groups, grouped_linear};
 pub use linear::{Adapter, linear};
 pub use rms_norm::rms_norm;
 pub use rope::rope;

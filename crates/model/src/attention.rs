@@ -1,9 +1,9 @@
 //! Softmax attention of every dense family: grouped queries, optional biases (Qwen2), per-head norms of queries and keys
-//! (Qwen3), optional window (Mistral). One body; the specification decides.
+//! (Qwen3), optional window (Mistral), optional gate on the output (Qwen3-Next). One body; the specification decides.
 //!
 //! T tokens of all sequences on one axis, N query heads, K key/value heads, H channels of a head.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, activation};
 use qwen_tune_kernels as kernels;
 use qwen_tune_qwen::spec::AttentionSpec;
 
@@ -32,13 +32,13 @@ impl Attention {
     /// # Errors
     /// As [`Builder::linear`].
     pub fn new(at: &Builder<'_>, hidden: usize, spec: &AttentionSpec, layer: usize) -> Result<Self, BuildError> {
-        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let (queries, keys) = (spec.query_rows(), spec.kv_heads * spec.head_dim);
         let head_norm = |name| spec.qk_norm.map(|norm| at.norm(name, spec.head_dim, norm)).transpose();
         Ok(Self {
             q_proj: at.linear("q_proj", hidden, queries, spec.qkv_bias)?,
             k_proj: at.linear("k_proj", hidden, keys, spec.qkv_bias)?,
             v_proj: at.linear("v_proj", hidden, keys, spec.qkv_bias)?,
-            o_proj: at.linear("o_proj", queries, hidden, spec.output_bias)?,
+            o_proj: at.linear("o_proj", spec.heads * spec.head_dim, hidden, spec.output_bias)?,
             q_norm: head_norm("q_norm")?,
             k_norm: head_norm("k_norm")?,
             spec: spec.clone(),
@@ -57,8 +57,14 @@ impl Attention {
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
         let [tokens, _] = x.dims();
-        let AttentionSpec { heads, kv_heads, head_dim, window, .. } = self.spec;
-        let q_TNH = self.q_proj.forward(x.clone(), pass).reshape([tokens, heads, head_dim]);
+        let AttentionSpec { heads, kv_heads, head_dim, window, output_gate, .. } = self.spec;
+        let q = self.q_proj.forward(x.clone(), pass);
+        let (q_TNH, gate_TNH) = if output_gate {
+            let both: Tensor<3> = q.reshape([tokens, heads, 2 * head_dim]);
+            (both.clone().narrow(2, 0, head_dim), Some(both.narrow(2, head_dim, head_dim)))
+        } else {
+            (q.reshape([tokens, heads, head_dim]), None)
+        };
         let k_TKH = self.k_proj.forward(x.clone(), pass).reshape([tokens, kv_heads, head_dim]);
         let v_TKH = self.v_proj.forward(x, pass).reshape([tokens, kv_heads, head_dim]);
         let normed = |norm: &Option<RmsNorm>, heads: Tensor<3>| match norm {
@@ -71,6 +77,10 @@ impl Attention {
         let y_TNH = match &context.cache {
             None => kernels::attention(q_TNH, k_TKH, v_TKH, &context.segments, scale, window),
             Some(cache) => cache.attend(self.layer, q_TNH, k_TKH, v_TKH, scale, window),
+        };
+        let y_TNH = match gate_TNH {
+            Some(gate) => y_TNH * activation::sigmoid(gate),
+            None => y_TNH,
         };
         self.o_proj.forward(y_TNH.reshape([tokens, heads * head_dim]), pass)
     }

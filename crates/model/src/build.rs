@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_qwen::ModelDir;
-use qwen_tune_weights::{TensorSource, WeightError};
+use qwen_tune_weights::WeightError;
 
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
@@ -53,12 +53,12 @@ pub enum BuildError {
     /// The checkpoint could not be read.
     #[error(transparent)]
     Weights(#[from] WeightError),
-    /// The inventory was checked when the directory was opened, so this means the file changed since.
+    /// The inventory and the module that asks for a tensor do not agree.
     #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
     Shape {
-        /// Name in the checkpoint.
+        /// Name in the inventory.
         name: String,
-        /// In the file.
+        /// In the inventory.
         found: Vec<usize>,
         /// By the specification.
         expected: Vec<usize>,
@@ -118,18 +118,18 @@ impl<'a> Builder<'a> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// The checkpoint's name of `name`, its shape checked.
-    fn stored<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<String, BuildError> {
-        let stored = self.site.model.tensor_name(name);
-        let info = self.site.model.checkpoint.info(&stored).ok_or_else(|| BuildError::Shape {
-            name: stored.clone(),
-            found: Vec::new(),
-            expected: shape.to_vec(),
-        })?;
-        if info.shape != shape {
-            return Err(BuildError::Shape { name: stored, found: info.shape.clone(), expected: shape.to_vec() });
+    /// The values of the inventory's tensor `name`, whose shape must be this.
+    fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Vec<f32>, BuildError> {
+        let model = self.site.model;
+        let found = model.inventory.iter().find(|tensor| tensor.name == name);
+        match found.filter(|tensor| tensor.shape == shape) {
+            Some(tensor) => Ok(model.read_f32(tensor)?),
+            None => Err(BuildError::Shape {
+                name: name.to_owned(),
+                found: found.map(|tensor| tensor.shape.clone()).unwrap_or_default(),
+                expected: shape.to_vec(),
+            }),
         }
-        Ok(stored)
     }
 
     /// The tensor `name` below the cursor. `compute` tensors take part in products and are held in the model's dtype;
@@ -144,9 +144,7 @@ impl<'a> Builder<'a> {
         compute: bool,
     ) -> Result<Weight<D>, BuildError> {
         let name = self.join(name);
-        let stored = self.stored(&name, shape)?;
-        let values = self.site.model.checkpoint.read_f32(&stored)?;
-        self.site.model.checkpoint.release(&stored);
+        let values = self.read(&name, shape)?;
         if let Training::Full(trained) = self.site.training
             && trained.contains(&name)
         {

@@ -2,11 +2,12 @@
 //! generation the keys and values of the past. Computed once per batch, shared by all layers.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
 use qwen_tune_kernels::{self as kernels, Segments};
-use qwen_tune_qwen::spec::RopeSpec;
+use qwen_tune_qwen::spec::{GatedDeltaSpec, RopeSpec};
 
 /// The layout of one batch of tokens.
 pub struct Context {
@@ -56,11 +57,19 @@ fn angles(rope: &RopeSpec, positions: &[u32], device: &Device) -> (Tensor<2>, Te
     (table(f32::cos), table(f32::sin))
 }
 
-/// Keys and values of one sequence, layer by layer.
+/// The past of one sequence, layer by layer.
 #[derive(Default)]
 pub struct Cache {
-    layers: RefCell<Vec<(Tensor<3>, Tensor<3>)>>,
+    layers: RefCell<BTreeMap<usize, Past>>,
     len: usize,
+}
+
+/// What a layer remembers.
+enum Past {
+    /// Keys and values of all tokens, `[S, K, d]`.
+    Attention(Tensor<3>, Tensor<3>),
+    /// Of a recurrence: the last inputs of the convolution `[kernel - 1, C]`, and the state `[H, dk, dv]`.
+    Recurrence(Tensor<2>, Tensor<3>),
 }
 
 impl Cache {
@@ -91,18 +100,33 @@ impl Cache {
         scale: f32,
         window: Option<usize>,
     ) -> Tensor<3> {
-        let mut layers = self.layers.borrow_mut();
-        let (k, v) = match layers.get(layer) {
-            Some((keys, values)) => (Tensor::cat(vec![keys.clone(), k], 0), Tensor::cat(vec![values.clone(), v], 0)),
-            None => (k, v),
+        let (k, v) = match self.layers.borrow_mut().remove(&layer) {
+            Some(Past::Attention(keys, values)) => (Tensor::cat(vec![keys, k], 0), Tensor::cat(vec![values, v], 0)),
+            _ => (k, v),
         };
-        if layer < layers.len() {
-            layers[layer] = (k.clone(), v.clone());
-        } else {
-            layers.push((k.clone(), v.clone()));
-        }
-        drop(layers);
+        self.layers.borrow_mut().insert(layer, Past::Attention(k.clone(), v.clone()));
         attend_past(q, k, v, scale, window)
+    }
+
+    /// Takes a recurrent layer on: `step` gets the convolution's history and the state, zeros at first, and returns the
+    /// output with both as they are afterwards.
+    pub(crate) fn recur(
+        &self,
+        layer: usize,
+        spec: &GatedDeltaSpec,
+        device: &Device,
+        step: impl FnOnce(Tensor<2>, Tensor<3>) -> (Tensor<3>, Tensor<2>, Tensor<3>),
+    ) -> Tensor<3> {
+        let (history, state) = match self.layers.borrow_mut().remove(&layer) {
+            Some(Past::Recurrence(history, state)) => (history, state),
+            _ => (
+                Tensor::zeros([spec.kernel - 1, spec.convolved()], device),
+                Tensor::zeros([spec.value_heads, spec.key_dim, spec.value_dim], device),
+            ),
+        };
+        let (y, history, state) = step(history, state);
+        self.layers.borrow_mut().insert(layer, Past::Recurrence(history, state));
+        y
     }
 }
 

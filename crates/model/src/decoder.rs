@@ -8,9 +8,11 @@ use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec}
 use crate::attention::Attention;
 use crate::build::{BuildError, Builder, Training};
 use crate::context::Context;
+use crate::gated_delta::GatedDelta;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::parameters::{Parameters, Pass, Weight};
+use crate::sparse::Sparse;
 
 /// A causal language model.
 #[derive(Debug, Clone)]
@@ -36,11 +38,13 @@ pub struct Block {
 #[derive(Debug, Clone)]
 enum Mixer {
     Attention(Attention),
+    GatedDelta(GatedDelta),
 }
 
 #[derive(Debug, Clone)]
 enum Ffn {
     Dense(Mlp),
+    Sparse(Sparse),
 }
 
 impl Block {
@@ -52,10 +56,14 @@ impl Block {
                 MixerSpec::Attention(attention) => {
                     Mixer::Attention(Attention::new(&at.at("self_attn"), hidden, attention, index)?)
                 }
+                MixerSpec::GatedDelta(delta) => {
+                    Mixer::GatedDelta(GatedDelta::new(&at.at("linear_attn"), hidden, delta, index)?)
+                }
             },
             post_attention_layernorm: at.norm("post_attention_layernorm", hidden, spec.norm)?,
-            ffn: match layer.ffn {
-                FfnSpec::Dense { inner, bias } => Ffn::Dense(Mlp::new(&at.at("mlp"), hidden, inner, bias)?),
+            ffn: match &layer.ffn {
+                FfnSpec::Dense { inner, bias } => Ffn::Dense(Mlp::new(&at.at("mlp"), hidden, *inner, *bias)?),
+                FfnSpec::Sparse(sparse) => Ffn::Sparse(Sparse::new(&at.at("mlp"), hidden, sparse)?),
             },
         })
     }
@@ -65,9 +73,11 @@ impl Block {
     pub fn is_trained(&self) -> bool {
         let mixer = match &self.mixer {
             Mixer::Attention(attention) => attention.is_trained(),
+            Mixer::GatedDelta(delta) => delta.is_trained(),
         };
         let ffn = match &self.ffn {
             Ffn::Dense(mlp) => mlp.is_trained(),
+            Ffn::Sparse(sparse) => sparse.is_trained(),
         };
         mixer || ffn || self.input_layernorm.is_trained() || self.post_attention_layernorm.is_trained()
     }
@@ -78,10 +88,12 @@ impl Block {
         let normed = self.input_layernorm.forward(x.clone(), pass);
         let h = x + match &self.mixer {
             Mixer::Attention(attention) => attention.forward(normed, context, pass),
+            Mixer::GatedDelta(delta) => delta.forward(normed, context, pass),
         };
         let normed = self.post_attention_layernorm.forward(h.clone(), pass);
         h + match &self.ffn {
             Ffn::Dense(mlp) => mlp.forward(normed, pass),
+            Ffn::Sparse(sparse) => sparse.forward(normed, pass),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! [`inventory`]: the one list of a model's tensors, from which loading, adapters, planning and export all work.
 
-use crate::{AttentionSpec, DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
+use crate::{
+    AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, Projections, SparseSpec,
+};
 
 /// A tensor that a specification calls for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +41,18 @@ pub enum Role {
     LayerNorm,
     /// A norm of each query or key head.
     HeadNorm,
+    /// The matrix that scores experts.
+    Router,
+    /// The matrices of all routed experts, `[experts, out, in]`; a checkpoint may hold them in pieces.
+    Experts,
+    /// The row that gates the shared expert.
+    SharedGate,
+    /// The short convolution before a recurrence.
+    Convolution,
+    /// The decay of a recurrence: `A_log` and `dt_bias`.
+    Decay,
+    /// The gated norm behind a recurrence; its weight is plain in every family.
+    GatedNorm,
     /// The norm after the last layer.
     FinalNorm,
     /// The output head, where it is not the embedding.
@@ -48,7 +62,7 @@ pub enum Role {
 /// The two parts of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// The token mixer.
+    /// The token mixer, softmax attention or recurrence.
     Attention,
     /// The feed-forward part.
     Mlp,
@@ -78,8 +92,8 @@ struct List {
 
 impl List {
     fn push(&mut self, name: String, shape: Vec<usize>, role: Role) {
-        let is_matrix = matches!(role, Role::Linear(_) | Role::Head);
-        let module = name.strip_suffix(".weight").filter(|_| is_matrix).map(str::to_owned);
+        let is_matrix = matches!(role, Role::Linear(_) | Role::Head | Role::Router | Role::Experts | Role::SharedGate);
+        let module = is_matrix.then(|| name.strip_suffix(".weight").unwrap_or(&name).to_owned());
         self.tensors.push(TensorSpec {
             name,
             shape,
@@ -101,20 +115,57 @@ impl List {
         self.push(format!("{path}.input_layernorm.weight"), vec![hidden], Role::LayerNorm);
         match &layer.mixer {
             MixerSpec::Attention(attention) => self.attention(&format!("{path}.self_attn"), hidden, attention),
+            MixerSpec::GatedDelta(delta) => self.gated_delta(&format!("{path}.linear_attn"), hidden, delta),
         }
         self.push(format!("{path}.post_attention_layernorm.weight"), vec![hidden], Role::LayerNorm);
-        match layer.ffn {
-            FfnSpec::Dense { inner, bias } => {
-                self.linear(&format!("{path}.mlp.gate_proj"), inner, hidden, bias, Part::Mlp);
-                self.linear(&format!("{path}.mlp.up_proj"), inner, hidden, bias, Part::Mlp);
-                self.linear(&format!("{path}.mlp.down_proj"), hidden, inner, bias, Part::Mlp);
-            }
+        let path = format!("{path}.mlp");
+        match &layer.ffn {
+            FfnSpec::Dense { inner, bias } => self.dense(&path, hidden, *inner, *bias),
+            FfnSpec::Sparse(sparse) => self.sparse(&path, hidden, sparse),
         }
+    }
+
+    fn dense(&mut self, path: &str, hidden: usize, inner: usize, bias: bool) {
+        self.linear(&format!("{path}.gate_proj"), inner, hidden, bias, Part::Mlp);
+        self.linear(&format!("{path}.up_proj"), inner, hidden, bias, Part::Mlp);
+        self.linear(&format!("{path}.down_proj"), hidden, inner, bias, Part::Mlp);
+    }
+
+    fn sparse(&mut self, path: &str, hidden: usize, spec: &SparseSpec) {
+        let SparseSpec { experts, inner, shared, .. } = *spec;
+        self.push(format!("{path}.gate.weight"), vec![experts, hidden], Role::Router);
+        self.push(format!("{path}.experts.gate_up_proj"), vec![experts, 2 * inner, hidden], Role::Experts);
+        self.push(format!("{path}.experts.down_proj"), vec![experts, hidden, inner], Role::Experts);
+        if let Some(inner) = shared {
+            self.dense(&format!("{path}.shared_expert"), hidden, inner, false);
+            self.push(format!("{path}.shared_expert_gate.weight"), vec![1, hidden], Role::SharedGate);
+        }
+    }
+
+    fn gated_delta(&mut self, path: &str, hidden: usize, spec: &GatedDeltaSpec) {
+        let (keys, values, heads) = (spec.keys(), spec.values(), spec.value_heads);
+        let projections = match spec.projections {
+            Projections::Grouped => vec![("in_proj_qkvz", 2 * (keys + values)), ("in_proj_ba", 2 * heads)],
+            Projections::Separate => vec![
+                ("in_proj_qkv", 2 * keys + values),
+                ("in_proj_z", values),
+                ("in_proj_b", heads),
+                ("in_proj_a", heads),
+            ],
+        };
+        for (name, rows) in projections {
+            self.linear(&format!("{path}.{name}"), rows, hidden, false, Part::Attention);
+        }
+        self.push(format!("{path}.conv1d.weight"), vec![spec.convolved(), 1, spec.kernel], Role::Convolution);
+        self.push(format!("{path}.A_log"), vec![heads], Role::Decay);
+        self.push(format!("{path}.dt_bias"), vec![heads], Role::Decay);
+        self.push(format!("{path}.norm.weight"), vec![spec.value_dim], Role::GatedNorm);
+        self.linear(&format!("{path}.out_proj"), hidden, values, false, Part::Attention);
     }
 
     fn attention(&mut self, path: &str, hidden: usize, spec: &AttentionSpec) {
         let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        self.linear(&format!("{path}.q_proj"), queries, hidden, spec.qkv_bias, Part::Attention);
+        self.linear(&format!("{path}.q_proj"), spec.query_rows(), hidden, spec.qkv_bias, Part::Attention);
         self.linear(&format!("{path}.k_proj"), keys, hidden, spec.qkv_bias, Part::Attention);
         self.linear(&format!("{path}.v_proj"), keys, hidden, spec.qkv_bias, Part::Attention);
         self.linear(&format!("{path}.o_proj"), hidden, queries, spec.output_bias, Part::Attention);

@@ -31,5 +31,8 @@ pub use byte_size::ByteSize;
 pub use family::ConfigError;
 pub use inventory::{Part, Role, TensorSpec, inventory};
 pub use model_dir::{ModelDir, ModelError};
-pub use spec::{AttentionSpec, DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, RopeSpec};
+pub use spec::{
+    AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Projections,
+    RopeSpec, SparseSpec,
+};
 pub use targets::{LayerFilter, LoraTargets, TargetError};

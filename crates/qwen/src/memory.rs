@@ -5,18 +5,39 @@
 
 use std::collections::BTreeSet;
 
-use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec, Role, TensorSpec};
+use crate::{
+    AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, Role, SparseSpec, TensorSpec,
+};
 
 /// Numbers of the model's own weights.
 pub fn parameters(inventory: &[TensorSpec]) -> u64 {
     inventory.iter().map(TensorSpec::elements).sum()
 }
 
-/// Numbers of the weights in matrix products that run for a token: linear layers and head, not the look-up of
-/// embeddings.
+/// Numbers of the weights in matrix products that run for a token: linear layers, the experts it goes through, and head;
+/// not the look-up of embeddings.
 pub fn product_parameters(spec: &DecoderSpec, inventory: &[TensorSpec]) -> u64 {
-    let linears = inventory.iter().filter(|tensor| matches!(tensor.role, Role::Linear(_)));
-    linears.map(TensorSpec::elements).sum::<u64>() + head_parameters(spec)
+    inventory.iter().map(|tensor| product_numbers(spec, tensor)).sum::<u64>() + head_parameters(spec)
+}
+
+/// Numbers of a tensor that a token is multiplied with, the head left out.
+fn product_numbers(spec: &DecoderSpec, tensor: &TensorSpec) -> u64 {
+    match (tensor.role, tensor.layer.map(|layer| &spec.layers[layer].ffn)) {
+        (Role::Linear(_) | Role::Router | Role::SharedGate, _) => tensor.elements(),
+        (Role::Experts, Some(FfnSpec::Sparse(sparse))) => {
+            tensor.elements() / sparse.experts as u64 * sparse.active as u64
+        }
+        _ => 0,
+    }
+}
+
+/// Numbers of the model that take part in the forward pass of one token.
+pub fn active_parameters(spec: &DecoderSpec, inventory: &[TensorSpec]) -> u64 {
+    let idle = |tensor: &TensorSpec| match tensor.role {
+        Role::Experts => tensor.elements() - product_numbers(spec, tensor),
+        _ => 0,
+    };
+    inventory.iter().map(|tensor| tensor.elements() - idle(tensor)).sum()
 }
 
 /// Numbers of the head's matrix, its own or the embedding's.
@@ -88,40 +109,98 @@ pub struct Kept {
     pub layers: usize,
 }
 
+/// What of a layer learns, by the last part of its modules' names.
+struct Learns<'a> {
+    tensors: &'a [&'a TensorSpec],
+    learned: &'a Learned,
+}
+
+impl Learns<'_> {
+    /// `numbers` if any of these modules learns, which then needs its input.
+    fn input_of(&self, part: &str, leaves: &[&str], numbers: u64) -> u64 {
+        let is_one = |module: &str| {
+            module.rsplit_once('.').is_some_and(|(path, leaf)| path.ends_with(part) && leaves.contains(&leaf))
+        };
+        let any = self
+            .tensors
+            .iter()
+            .any(|tensor| tensor.module.as_deref().is_some_and(is_one) && self.learned.numbers_of(tensor) > 0);
+        if any { numbers } else { 0 }
+    }
+}
+
 /// Numbers that a layer keeps for each token when its activations are kept: its input and the residual between its parts
-/// with the norms' factors, what the norms and the activation hand to linear layers that learn, queries and keys before
-/// their own norms, rotated queries and keys, values, the attention's output and log-sum-exp, gate and up, and the
-/// adapters' middles.
+/// with the norms' factors, what its two parts keep, and the adapters' middles.
 pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], learned: &Learned) -> u64 {
-    let MixerSpec::Attention(attention) = &layer.mixer;
-    let FfnSpec::Dense { inner, .. } = layer.ffn;
-    let (hidden, inner) = (hidden as u64, inner as u64);
-    let [heads, kv_heads, size] = [attention.heads, attention.kv_heads, attention.head_dim].map(|n| n as u64);
-    let learns = |leaves: &[&str]| {
-        tensors.iter().any(|tensor| {
-            let leaf = tensor.module.as_deref().and_then(|module| module.rsplit('.').next());
-            leaf.is_some_and(|leaf| leaves.contains(&leaf)) && learned.numbers_of(tensor) > 0
-        })
+    let hidden = hidden as u64;
+    let learns = Learns { tensors, learned };
+    let mixer = match &layer.mixer {
+        MixerSpec::Attention(attention) => kept_by_attention(hidden, attention, &learns),
+        MixerSpec::GatedDelta(delta) => kept_by_delta(hidden, delta, &learns),
     };
-    let when = |wanted: bool, numbers: u64| if wanted { numbers } else { 0 };
+    let ffn = match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", &learns),
+        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, &learns),
+    };
     let middles: u64 = tensors.iter().map(|tensor| learned.rank_of(tensor)).sum();
-    2 * (hidden + 1)
-        + when(learns(&["q_proj", "k_proj", "v_proj"]), hidden)
-        + when(attention.qk_norm.is_some(), (heads + kv_heads) * (size + 1))
+    2 * (hidden + 1) + mixer + ffn + middles
+}
+
+/// The normed input, queries and keys before their own norms, rotated queries and keys, values, the gate, the output and
+/// its log-sum-exp.
+fn kept_by_attention(hidden: u64, spec: &AttentionSpec, learns: &Learns<'_>) -> u64 {
+    let [heads, kv_heads, size] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
+    let before_norms = if spec.qk_norm.is_some() { (heads + kv_heads) * (size + 1) } else { 0 };
+    // The gate's projection, its logistic, and the gated output that the last projection may need.
+    let gate = if spec.output_gate { 3 * heads * size } else { 0 };
+    learns.input_of("self_attn", &["q_proj", "k_proj", "v_proj"], hidden)
+        + before_norms
         + (2 * heads + 2 * kv_heads) * size
         + heads
-        + when(learns(&["gate_proj", "up_proj"]), hidden)
-        + 2 * inner
-        + when(learns(&["down_proj"]), inner)
-        + middles
+        + gate
+}
+
+/// The normed input, the convolution's input and output, decays and write strengths, gate and output of the recurrence,
+/// a state each 64 tokens, and what the last projection needs.
+fn kept_by_delta(hidden: u64, spec: &GatedDeltaSpec, learns: &Learns<'_>) -> u64 {
+    let (values, heads) = (spec.values() as u64, spec.value_heads as u64);
+    let states = heads * (spec.key_dim * spec.value_dim) as u64 / 64;
+    let inputs = ["in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"];
+    learns.input_of("linear_attn", &inputs, hidden)
+        + 2 * spec.convolved() as u64
+        + 5 * heads
+        + 2 * values
+        + states
+        + learns.input_of("linear_attn", &["out_proj"], values)
+}
+
+/// The normed input, gate and up, and their product.
+fn kept_by_mlp(hidden: u64, inner: u64, part: &str, learns: &Learns<'_>) -> u64 {
+    learns.input_of(part, &["gate_proj", "up_proj"], hidden) + 2 * inner + learns.input_of(part, &["down_proj"], inner)
+}
+
+/// Probabilities, and for each expert that a token goes through gate, up and output; the shared expert as any other.
+fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> u64 {
+    let (active, inner) = (spec.active as u64, spec.inner as u64);
+    let shared = spec.shared.map_or(0, |inner| kept_by_mlp(0, inner as u64, "shared_expert", learns) + hidden + 1);
+    2 * spec.experts as u64
+        + active * (2 * inner + hidden + 2)
+        + learns.input_of("experts", &["gate_up_proj"], active * hidden)
+        + learns.input_of("experts", &["down_proj"], active * inner)
+        + learns.input_of("shared_expert", &["gate_proj", "up_proj"], hidden)
+        + shared
 }
 
 /// Numbers of a token that exist beside what is kept while one layer runs: of the forward alone, and in its backward.
 fn passing(hidden: usize, layer: &LayerSpec) -> (u64, u64) {
-    let MixerSpec::Attention(attention) = &layer.mixer;
-    let FfnSpec::Dense { inner, .. } = layer.ffn;
-    let (queries, keys) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-    let mixer = hidden + 2 * queries + 2 * keys;
+    let mixer = match &layer.mixer {
+        MixerSpec::Attention(spec) => hidden + spec.query_rows() + (spec.heads + 2 * spec.kv_heads) * spec.head_dim,
+        MixerSpec::GatedDelta(spec) => hidden + 2 * spec.convolved() + 2 * spec.values(),
+    };
+    let inner = match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => *inner,
+        FfnSpec::Sparse(sparse) => sparse.active * (sparse.inner + hidden / 2) + sparse.shared.unwrap_or(0),
+    };
     let forward = 2 * hidden + mixer.max(3 * inner);
     // The gradient of the activation becomes those of gate and up, while its own input has been given back.
     let backward = 3 * hidden + mixer.max(2 * inner);
@@ -287,7 +366,7 @@ pub fn flops(input: &FlopInput<'_>) -> Flops {
         Learned::Adapters { .. } => (input.learned.numbers(input.inventory) as f64, 0.0),
         Learned::Base(names) => (0.0, trained_products(input, names) as f64),
     };
-    let attention: f64 = input.spec.layers.iter().map(|layer| attention_flops(layer, input.context)).sum();
+    let attention: f64 = input.spec.layers.iter().map(|layer| mixing_flops(layer, input.context)).sum();
     let layers = input.spec.layers.len().max(1) as f64;
     let again = (layers - input.kept.layers as f64).max(0.0) / layers;
     Flops {
@@ -297,9 +376,16 @@ pub fn flops(input: &FlopInput<'_>) -> Flops {
     }
 }
 
-/// Scores and weighted sums: four operations a channel for each key seen, half of the sequence on average.
-fn attention_flops(layer: &LayerSpec, context: f64) -> f64 {
-    let MixerSpec::Attention(attention) = &layer.mixer;
+/// Scores and weighted sums: four operations a channel for each key seen, half of the sequence on average. Of the delta
+/// rule what its recurrence needs: the state decayed, read twice and written once.
+fn mixing_flops(layer: &LayerSpec, context: f64) -> f64 {
+    let attention = match &layer.mixer {
+        MixerSpec::Attention(attention) => attention,
+        MixerSpec::GatedDelta(spec) => {
+            let state = (spec.value_heads * spec.key_dim * spec.value_dim) as f64;
+            return 7.0 * state + 2.0 * (spec.kernel * spec.convolved()) as f64;
+        }
+    };
     let seen = match attention.window {
         Some(window) if (window as f64) < context => {
             let window = window as f64;
@@ -312,8 +398,10 @@ fn attention_flops(layer: &LayerSpec, context: f64) -> f64 {
 
 /// Numbers of the matrices among these tensors: each costs a product more in the backward.
 fn trained_products(input: &FlopInput<'_>, names: &BTreeSet<String>) -> u64 {
-    let matrices = input.inventory.iter().filter(|t| matches!(t.role, Role::Linear(_)) || is_head(input.spec, t));
-    matrices.filter(|tensor| names.contains(&tensor.name)).map(TensorSpec::elements).sum()
+    let numbers = |tensor: &TensorSpec| {
+        if is_head(input.spec, tensor) { tensor.elements() } else { product_numbers(input.spec, tensor) }
+    };
+    input.inventory.iter().filter(|tensor| names.contains(&tensor.name)).map(numbers).sum()
 }
 
 /// Rows and columns of a matrix together.
@@ -402,12 +490,12 @@ mod tests {
         let free = flops_of(&model, 8192.0, 28);
         assert_rounds_to(free.model() / 1e9, 5.26, 0.01);
         for layer in &mut model.spec.layers {
-            let MixerSpec::Attention(attention) = &mut layer.mixer;
+            let MixerSpec::Attention(attention) = &mut layer.mixer else { unreachable!() };
             attention.window = Some(8192);
         }
         assert_eq!(flops_of(&model, 8192.0, 28), free);
         for layer in &mut model.spec.layers {
-            let MixerSpec::Attention(attention) = &mut layer.mixer;
+            let MixerSpec::Attention(attention) = &mut layer.mixer else { unreachable!() };
             attention.window = Some(1);
         }
         let windowed = flops_of(&model, 8192.0, 28);

@@ -40,6 +40,8 @@ pub struct LayerSpec {
 pub enum MixerSpec {
     /// Causal softmax attention with grouped key/value heads.
     Attention(AttentionSpec),
+    /// A linear recurrence with a gated delta rule.
+    GatedDelta(GatedDeltaSpec),
 }
 
 /// Softmax attention, `q_proj`, `k_proj`, `v_proj`, `o_proj`.
@@ -59,6 +61,64 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
     /// A token at position p sees keys j with `p - window < j <= p`; `None` sees all of its past.
     pub window: Option<usize>,
+    /// The output is multiplied by the logistic of a gate: `q_proj` gives, for each head, `head_dim` channels of the
+    /// query, then as many of its gate.
+    pub output_gate: bool,
+}
+
+impl AttentionSpec {
+    /// Rows of `q_proj`.
+    pub fn query_rows(&self) -> usize {
+        self.heads * self.head_dim * if self.output_gate { 2 } else { 1 }
+    }
+}
+
+/// A gated delta-rule layer (Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464): a short causal convolution over
+/// queries, keys and values, a recurrence with one state `[key_dim, value_dim]` a value head, a gated norm.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GatedDeltaSpec {
+    /// Query and key heads; divides `value_heads`.
+    pub key_heads: usize,
+    /// Value heads; consecutive ones share a key head.
+    pub value_heads: usize,
+    /// Channels of a query or key head.
+    pub key_dim: usize,
+    /// Channels of a value head.
+    pub value_dim: usize,
+    /// Tokens that the convolution spans, the current one included.
+    pub kernel: usize,
+    /// How the checkpoint lays out the input projections.
+    pub projections: Projections,
+    /// Added to the mean square in the gated norm, whose weight is plain in every family.
+    pub norm_eps: f64,
+}
+
+impl GatedDeltaSpec {
+    /// Channels of all queries, and of all keys.
+    pub fn keys(&self) -> usize {
+        self.key_heads * self.key_dim
+    }
+
+    /// Channels of all values, and of the gate `z`.
+    pub fn values(&self) -> usize {
+        self.value_heads * self.value_dim
+    }
+
+    /// Channels of the convolution: queries, keys, values.
+    pub fn convolved(&self) -> usize {
+        2 * self.keys() + self.values()
+    }
+}
+
+/// The input projections of a gated delta-rule layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Projections {
+    /// `in_proj_qkvz` and `in_proj_ba`, rows grouped by key head: for each its q, k, then v and z of its value heads;
+    /// b, then a of its value heads.
+    Grouped,
+    /// `in_proj_qkv` (all q, all k, all v), `in_proj_z`, `in_proj_b`, `in_proj_a`.
+    Separate,
 }
 
 /// The feed-forward part of a layer.
@@ -72,6 +132,25 @@ pub enum FfnSpec {
         /// Biases on all three projections.
         bias: bool,
     },
+    /// A mixture of experts.
+    Sparse(SparseSpec),
+}
+
+/// A mixture of experts: of each token's `experts` probabilities the largest `active` decide which experts run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SparseSpec {
+    /// Routed experts.
+    pub experts: usize,
+    /// Experts that a token goes through.
+    pub active: usize,
+    /// Channels inside an expert.
+    pub inner: usize,
+    /// The chosen probabilities are divided by their sum.
+    pub renormalise: bool,
+    /// Channels inside the expert that every token goes through, where there is one; it has a gate of its own.
+    pub shared: Option<usize>,
+    /// `router_aux_loss_coef`: factor of the load-balancing loss, where a recipe asks for it.
+    pub balance: f64,
 }
 
 /// Root-mean-square norm.

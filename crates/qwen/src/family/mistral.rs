@@ -1,6 +1,6 @@
 //! Mistral: Llama's shape without biases, and in its first version a window on every layer.
 
-use super::{Dense, Family, Fields, HeadDefaults, heads, window};
+use super::{Decoder, Family, Fields, HeadDefaults, heads, window};
 use crate::DecoderSpec;
 
 pub(super) struct Mistral;
@@ -12,7 +12,6 @@ impl Family for Mistral {
 
     fn spec(&self, fields: &Fields<'_>) -> DecoderSpec {
         let defaults = HeadDefaults { kv_heads: Some(8), head_dim: None };
-        Dense { attention: heads(fields, &defaults), windows: window::every_layer(fields), mlp_bias: false }
-            .spec(fields)
+        Decoder::new(fields).attention(&heads(fields, &defaults), window::every_layer(fields)).dense_ffn(false).finish()
     }
 }

@@ -5,11 +5,18 @@
 
 mod error;
 mod fields;
+mod hybrid;
 mod llama;
 mod mistral;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_5_moe;
+mod qwen3_moe;
+mod qwen3_next;
 mod rope;
+mod sparse;
 mod window;
 
 use serde_json::{Map, Value};
@@ -34,27 +41,19 @@ pub trait Family: Sync {
 }
 
 /// Every family there is.
-pub static FAMILIES: &[&dyn Family] = &[&qwen2::Qwen2, &qwen3::Qwen3, &llama::Llama, &mistral::Mistral];
+pub static FAMILIES: &[&dyn Family] =
+    &[&qwen2::Qwen2, &qwen2_moe::Qwen2Moe, &qwen3::Qwen3, &qwen3_moe::Qwen3Moe, &llama::Llama, &mistral::Mistral];
 
 /// Kinds of model that are known and cannot be run yet.
 const NOT_YET: &[(&str, &str)] = &[
-    ("qwen2_moe", MOE),
-    ("qwen3_moe", MOE),
-    ("qwen3_next", HYBRID),
-    ("qwen3_5", HYBRID),
-    ("qwen3_5_text", HYBRID),
-    ("qwen3_5_moe", HYBRID),
-    ("qwen3_5_moe_text", HYBRID),
     ("qwen4_exp", "hyper-connections, block-sparse attention and n-gram embeddings are not there yet"),
     ("qwen4_exp_text", "hyper-connections, block-sparse attention and n-gram embeddings are not there yet"),
     ("qwen2_vl", VISION),
     ("qwen2_5_vl", VISION),
     ("qwen3_vl", VISION),
     ("qwen3_vl_moe", VISION),
-    ("mixtral", MOE),
+    ("mixtral", "experts of this form are not there yet"),
 ];
-const MOE: &str = "mixtures of experts are not there yet";
-const HYBRID: &str = "gated delta-rule layers are not there yet";
 const VISION: &str = "models with a vision tower are not there yet";
 
 /// The specification of a model from its `config.json`.
@@ -70,15 +69,16 @@ pub fn resolve(config: &Value) -> Result<DecoderSpec, ConfigError> {
     };
     let family = find(model_type)?;
     refuse_quantized(top)?;
-    let fields = if family.nested() {
-        match top.get("text_config") {
-            Some(Value::Object(text)) => text,
-            _ => top,
+    let nested = top.get("text_config").and_then(Value::as_object).filter(|_| family.nested());
+    let fields = nested.map(|text| {
+        let mut text = text.clone();
+        // The whole model's own word on its head.
+        if let Some(tied) = top.get("tie_word_embeddings") {
+            text.insert("tie_word_embeddings".to_owned(), tied.clone());
         }
-    } else {
-        top
-    };
-    let fields = Fields::new(model_type, fields);
+        text
+    });
+    let fields = Fields::new(model_type, fields.as_ref().unwrap_or(top));
     let spec = family.spec(&fields);
     fields.finish(spec)
 }
@@ -123,30 +123,64 @@ fn refuse_quantized(config: &Map<String, Value>) -> Result<(), ConfigError> {
     }
 }
 
-/// The shape that all dense families share; the arguments are what they differ in.
-struct Dense {
-    attention: AttentionSpec,
-    /// The window of each layer.
-    windows: Vec<Option<usize>>,
-    mlp_bias: bool,
+/// A specification under construction: what families share is read here, what they differ in they say.
+struct Decoder<'a> {
+    fields: &'a Fields<'a>,
+    mixers: Vec<MixerSpec>,
+    ffns: Vec<FfnSpec>,
+    zero_centred: bool,
 }
 
-impl Dense {
-    fn spec(self, fields: &Fields<'_>) -> DecoderSpec {
+impl<'a> Decoder<'a> {
+    fn new(fields: &'a Fields<'a>) -> Self {
         fields.expect_text("hidden_act", "silu");
-        let ffn = FfnSpec::Dense { inner: fields.size("intermediate_size"), bias: self.mlp_bias };
+        Self { fields, mixers: Vec::new(), ffns: Vec::new(), zero_centred: false }
+    }
+
+    /// Norms store their weights less one.
+    fn zero_centred(self) -> Self {
+        Self { zero_centred: true, ..self }
+    }
+
+    /// Softmax attention in every layer, with these windows.
+    fn attention(self, attention: &AttentionSpec, windows: Vec<Option<usize>>) -> Self {
+        let layer = |window| MixerSpec::Attention(AttentionSpec { window, ..attention.clone() });
+        self.mixers(windows.into_iter().map(layer).collect())
+    }
+
+    fn mixers(self, mixers: Vec<MixerSpec>) -> Self {
+        Self { mixers, ..self }
+    }
+
+    fn ffn(self, ffns: Vec<FfnSpec>) -> Self {
+        Self { ffns, ..self }
+    }
+
+    /// The same dense part in every layer.
+    fn dense_ffn(self, bias: bool) -> Self {
+        let ffn = FfnSpec::Dense { inner: self.fields.size("intermediate_size"), bias };
+        let layers = self.mixers.len();
+        self.ffn(vec![ffn; layers])
+    }
+
+    fn finish(self) -> DecoderSpec {
+        let fields = self.fields;
         let max_positions = fields.size("max_position_embeddings");
-        let layers = self.windows.into_iter().map(|window| LayerSpec {
-            mixer: MixerSpec::Attention(AttentionSpec { window, ..self.attention.clone() }),
-            ffn: ffn.clone(),
+        let head_dim = self.mixers.iter().find_map(|mixer| match mixer {
+            MixerSpec::Attention(attention) => Some(attention.head_dim),
+            MixerSpec::GatedDelta(_) => None,
         });
+        // Hybrids rotate a quarter of a head unless told otherwise; a model without attention has nothing to rotate.
+        let hybrid = self.mixers.iter().any(|mixer| matches!(mixer, MixerSpec::GatedDelta(_)));
+        let rotated = if hybrid { rope::Rotated::Share(0.25) } else { rope::Rotated::All };
+        let layers = self.mixers.into_iter().zip(self.ffns).map(|(mixer, ffn)| LayerSpec { mixer, ffn });
         DecoderSpec {
             model_type: fields.model_type().to_owned(),
             vocab_size: fields.size("vocab_size"),
             hidden_size: fields.size("hidden_size"),
             layers: layers.collect(),
-            norm: norm(fields),
-            rope: rope::resolve(fields, self.attention.head_dim, max_positions),
+            norm: NormSpec { zero_centred: self.zero_centred, ..norm(fields) },
+            rope: rope::resolve(fields, head_dim.unwrap_or(2), rotated, max_positions),
             head: if fields.flag("tie_word_embeddings", false) { HeadSpec::Tied } else { HeadSpec::Own },
             max_positions,
         }
@@ -179,7 +213,16 @@ fn heads(fields: &Fields<'_>, defaults: &HeadDefaults) -> AttentionSpec {
         fields.expect_multiple(("hidden_size", hidden), ("num_attention_heads", heads));
         hidden / heads
     });
-    AttentionSpec { heads, kv_heads, head_dim, qkv_bias: false, output_bias: false, qk_norm: None, window: None }
+    AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        qkv_bias: false,
+        output_bias: false,
+        qk_norm: None,
+        window: None,
+        output_gate: false,
+    }
 }
 
 #[cfg(test)]

@@ -11,13 +11,29 @@ use crate::RopeSpec;
 /// Base of the frequencies when no field gives one.
 const THETA: f64 = 10_000.0;
 
+/// Which channels of a head turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Rotated {
+    /// All; transformers' plain rotation ignores `partial_rotary_factor` in these families, and its scalings break on it.
+    All,
+    /// The first ones: the share that `partial_rotary_factor` says, and this where it is absent.
+    Share(f64),
+}
+
 /// Reads `rope_parameters` (new), or `rope_scaling` and `rope_theta` (old), and computes the frequencies.
-pub(super) fn resolve(fields: &Fields<'_>, head_dim: usize, max_positions: usize) -> RopeSpec {
+pub(super) fn resolve(fields: &Fields<'_>, head_dim: usize, rotated: Rotated, max_positions: usize) -> RopeSpec {
     let parameters = Parameters::read(fields, max_positions);
-    if !head_dim.is_multiple_of(2) {
+    let rotary_dim = match rotated {
+        Rotated::All => {
+            parameters.refuse_partial();
+            head_dim
+        }
+        Rotated::Share(default) => (head_dim as f64 * parameters.partial(default)) as usize,
+    };
+    if !rotary_dim.is_multiple_of(2) || rotary_dim == 0 {
         fields.unsupported("head_dim", &Value::from(head_dim), "rotating pairs of channels needs an even number");
     }
-    let plain = Plain::new(parameters.theta, head_dim);
+    let plain = Plain::new(parameters.theta, rotary_dim);
     let mut attention_factor = 1.0;
     let inv_freq = match parameters.kind {
         // Dynamic scaling begins beyond the model's own length, which training does not go beyond.
@@ -31,7 +47,7 @@ pub(super) fn resolve(fields: &Fields<'_>, head_dim: usize, max_positions: usize
         }
         _ => unreachable!("invariant: only known kinds are read"),
     };
-    RopeSpec { inv_freq, rotary_dim: head_dim, attention_factor, scaling: parameters.kind.to_owned() }
+    RopeSpec { inv_freq, rotary_dim, attention_factor, scaling: parameters.kind.to_owned() }
 }
 
 /// The unscaled frequencies: `theta^(2i/r)` and its reciprocal.
@@ -149,7 +165,6 @@ impl<'a> Parameters<'a> {
         let mut parameters =
             Self { fields, place, object, kind: "default", theta: THETA, original: max_positions, max_positions };
         parameters.refuse_nested();
-        parameters.refuse_partial();
         parameters.kind = parameters.read_kind();
         parameters.theta = parameters.read_theta();
         parameters.original = parameters.read_original();
@@ -174,18 +189,27 @@ impl<'a> Parameters<'a> {
         }
     }
 
-    /// transformers' plain rotation ignores this field in the families here, and its scalings break on it.
-    fn refuse_partial(&self) {
+    /// Where `partial_rotary_factor` is written, and what.
+    fn partial_factor(&self) -> Option<(String, &'a Value)> {
         let field = "partial_rotary_factor";
-        let (name, value) = match self.get(field) {
-            Some(value) => (self.name(field), Some(value)),
-            None => (field.to_owned(), self.fields.get(field)),
-        };
-        if let Some(value) = value
+        let inside = self.get(field).map(|value| (self.name(field), value));
+        inside.or_else(|| Some((field.to_owned(), self.fields.get(field)?)))
+    }
+
+    fn refuse_partial(&self) {
+        if let Some((name, value)) = self.partial_factor()
             && value.as_f64() != Some(1.0)
         {
             self.fields.unsupported(&name, value, "heads of this family rotate whole");
         }
+    }
+
+    fn partial(&self, default: f64) -> f64 {
+        let Some((name, value)) = self.partial_factor() else { return default };
+        value.as_f64().filter(|share| *share > 0.0 && *share <= 1.0).unwrap_or_else(|| {
+            self.fields.invalid(&name, value, "a share above 0 and at most 1");
+            default
+        })
     }
 
     fn read_kind(&self) -> &'static str {

@@ -34,13 +34,13 @@ fn fault(model_type: &str, changes: Value) -> String {
 }
 
 fn attention(spec: &DecoderSpec) -> &AttentionSpec {
-    let MixerSpec::Attention(attention) = &spec.layers[0].mixer;
+    let MixerSpec::Attention(attention) = &spec.layers[0].mixer else { panic!("{:?}", spec.layers[0]) };
     attention
 }
 
 fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
     let window = |layer: &LayerSpec| {
-        let MixerSpec::Attention(attention) = &layer.mixer;
+        let MixerSpec::Attention(attention) = &layer.mixer else { panic!("{layer:?}") };
         attention.window
     };
     spec.layers.iter().map(window).collect()
@@ -56,8 +56,16 @@ fn families_differ_in_biases_and_head_norms_only() {
         ("mistral", false, false, None, false),
     ] {
         let spec = spec(family, json!({"attention_bias": true, "mlp_bias": true, "sliding_window": null}));
-        let expected =
-            AttentionSpec { heads: 4, kv_heads: 2, head_dim: 16, qkv_bias, output_bias, qk_norm, window: None };
+        let expected = AttentionSpec {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            qkv_bias,
+            output_bias,
+            qk_norm,
+            window: None,
+            output_gate: false,
+        };
         assert_eq!(attention(&spec), &expected, "{family}");
         assert_eq!(spec.layers[3].ffn, FfnSpec::Dense { inner: 96, bias: mlp_bias }, "{family}");
         assert_eq!((spec.layers.len(), spec.norm, spec.head), (4, eps, HeadSpec::Own), "{family}");

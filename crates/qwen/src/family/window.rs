@@ -38,6 +38,23 @@ pub(super) fn every_layer(fields: &Fields<'_>) -> Vec<Option<usize>> {
     agree(fields, vec![width(fields); layers])
 }
 
+/// The window of qwen2_moe: with `use_sliding_window`, on every other layer from the first, below `max_window_layers`.
+pub(super) fn odd_lower_layers(fields: &Fields<'_>) -> Vec<Option<usize>> {
+    let layers = fields.size("num_hidden_layers");
+    let window = if fields.flag("use_sliding_window", false) { width(fields) } else { None };
+    if let Some(types) = layer_types(fields, layers) {
+        return types.into_iter().map(|sliding| if sliding { window } else { None }).collect();
+    }
+    let end = fields.count_or("max_window_layers", 28);
+    (0..layers).map(|layer| if layer % 2 == 0 && layer < end { window } else { None }).collect()
+}
+
+/// The window of qwen3_moe: on every layer with `use_sliding_window`.
+pub(super) fn every_layer_if_asked(fields: &Fields<'_>) -> Vec<Option<usize>> {
+    let window = if fields.flag("use_sliding_window", false) { width(fields) } else { None };
+    agree(fields, vec![window; fields.size("num_hidden_layers")])
+}
+
 /// The width: absent means the default, null means none.
 fn width(fields: &Fields<'_>) -> Option<usize> {
     if fields.has("sliding_window") { fields.optional_size("sliding_window") } else { Some(WIDTH) }

@@ -5,9 +5,11 @@
 
 mod error;
 mod files;
+mod stored;
 mod verify;
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -16,6 +18,7 @@ use qwen_tune_weights::{Checkpoint, TensorSource, WeightError};
 use serde_json::Value;
 
 pub use error::ModelError;
+pub use stored::Part;
 
 use crate::{DecoderSpec, TensorSpec, family};
 
@@ -45,6 +48,7 @@ pub struct ModelDir {
     /// the embedding when that changes.
     pub head_copy: Option<String>,
     head_name: String,
+    pieces: HashMap<String, Vec<Part>>,
 }
 
 impl ModelDir {
@@ -68,12 +72,40 @@ impl ModelDir {
             passengers: verified.passengers,
             head_copy: verified.head_copy,
             head_name: verified.head_name,
+            pieces: verified.pieces,
         })
     }
 
     /// The checkpoint's name of a tensor of the inventory.
     pub fn tensor_name(&self, name: &str) -> String {
         if name == verify::HEAD { self.head_name.clone() } else { format!("{}{name}", self.prefix) }
+    }
+
+    /// The stored tensors that make up one of the inventory, in the order of its elements.
+    pub fn parts(&self, tensor: &TensorSpec) -> Vec<Part> {
+        match self.pieces.get(&tensor.name) {
+            Some(parts) => parts.clone(),
+            None => vec![Part { name: self.tensor_name(&tensor.name), shape: tensor.shape.clone(), start: 0 }],
+        }
+    }
+
+    /// Reads a tensor of the inventory, whichever way it is stored, and gives its pages back.
+    ///
+    /// # Errors
+    /// If a part cannot be read.
+    pub fn read_f32(&self, tensor: &TensorSpec) -> Result<Vec<f32>, WeightError> {
+        let parts = self.parts(tensor);
+        let mut values = Vec::new();
+        for part in &parts {
+            let read = self.checkpoint.read_f32(&part.name)?;
+            self.checkpoint.release(&part.name);
+            if parts.len() == 1 {
+                return Ok(read);
+            }
+            values.reserve_exact(tensor.elements() as usize - values.len());
+            values.extend_from_slice(&read);
+        }
+        Ok(values)
     }
 
     /// The inventory's entry of a tensor by its name in the checkpoint.
@@ -138,7 +170,8 @@ impl ModelDir {
 
     /// Bytes of the model's own tensors as they are stored.
     pub fn stored_bytes(&self) -> u64 {
-        let infos = self.inventory.iter().filter_map(|tensor| self.checkpoint.info(&self.tensor_name(&tensor.name)));
+        let parts = self.inventory.iter().flat_map(|tensor| self.parts(tensor));
+        let infos = parts.filter_map(|part| self.checkpoint.info(&part.name));
         infos.map(|info| info.bytes() as u64).sum()
     }
 }

@@ -1,11 +1,12 @@
 //! The checkpoint held against the inventory: every tensor of one accounted for in the other.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use qwen_tune_weights::{Checkpoint, TensorInfo, TensorSource};
 
 use super::ModelError;
-use crate::{DecoderSpec, HeadSpec, TensorSpec, inventory};
+use super::stored::{self, Part};
+use crate::{DecoderSpec, HeadSpec, Role, TensorSpec, inventory};
 
 /// The head's name in the inventory.
 pub(super) const HEAD: &str = "lm_head.weight";
@@ -21,6 +22,7 @@ pub(super) struct Verified {
     pub(super) spec: DecoderSpec,
     pub(super) inventory: Vec<TensorSpec>,
     pub(super) prefix: String,
+    pub(super) pieces: HashMap<String, Vec<Part>>,
     pub(super) passengers: Vec<String>,
     pub(super) head_copy: Option<String>,
     pub(super) head_name: String,
@@ -46,10 +48,25 @@ pub(super) fn verify(mut spec: DecoderSpec, checkpoint: &Checkpoint) -> Result<V
     let inventory = inventory(&spec);
     let mut faults = Vec::new();
     let mut known = HashSet::new();
+    let mut pieces = HashMap::new();
     for tensor in &inventory {
         let name = if tensor.name == HEAD { head_name.clone() } else { format!("{prefix}{}", tensor.name) };
+        if tensor.role == Role::Experts && checkpoint.info(&name).is_none() {
+            let parts = stored::parts(tensor, &name, checkpoint);
+            for part in &parts {
+                match checkpoint.info(&part.name) {
+                    Some(info) => check(&part.name, &part.shape, info, &mut faults),
+                    None => {
+                        faults.push(ModelError::Missing { tensor: part.name.clone(), expected: part.shape.clone() })
+                    }
+                }
+                known.insert(part.name.clone());
+            }
+            pieces.insert(tensor.name.clone(), parts);
+            continue;
+        }
         match checkpoint.info(&name) {
-            Some(info) => check(tensor, info, &mut faults),
+            Some(info) => check(&name, &tensor.shape, info, &mut faults),
             None if tensor.name == HEAD => faults.push(ModelError::NoHead { tensor: name.clone() }),
             None => faults.push(ModelError::Missing { tensor: name.clone(), expected: tensor.shape.clone() }),
         }
@@ -67,7 +84,7 @@ pub(super) fn verify(mut spec: DecoderSpec, checkpoint: &Checkpoint) -> Result<V
     if !faults.is_empty() {
         return Err(faults);
     }
-    Ok(Verified { spec, inventory, prefix, passengers, head_copy, head_name })
+    Ok(Verified { spec, inventory, prefix, pieces, passengers, head_copy, head_name })
 }
 
 /// What lies before `embed_tokens.weight`.
@@ -104,16 +121,16 @@ fn is_same(checkpoint: &Checkpoint, one: &str, other: &str) -> Result<bool, Mode
     Ok(same)
 }
 
-fn check(tensor: &TensorSpec, info: &TensorInfo, faults: &mut Vec<ModelError>) {
-    if info.shape != tensor.shape {
+fn check(name: &str, shape: &[usize], info: &TensorInfo, faults: &mut Vec<ModelError>) {
+    if info.shape != shape {
         faults.push(ModelError::WrongShape {
-            tensor: info.name.clone(),
+            tensor: name.to_owned(),
             found: info.shape.clone(),
-            expected: tensor.shape.clone(),
+            expected: shape.to_vec(),
         });
     }
     if !info.dtype.converts_to_f32() {
-        faults.push(ModelError::WrongDtype { tensor: info.name.clone(), found: info.dtype });
+        faults.push(ModelError::WrongDtype { tensor: name.to_owned(), found: info.dtype });
     }
 }
 

@@ -193,6 +193,8 @@ fn explain(name: &str, pattern: &Pattern, inventory: &[TensorSpec]) -> TargetErr
                 reason: match tensor.role {
                     Role::Head => "an adapter on the head would have to be evaluated for the whole vocabulary",
                     Role::Embedding => "adapters on embeddings are not there yet",
+                    Role::Experts => "adapters on routed experts are not there yet",
+                    Role::Router | Role::SharedGate => "adapters on routers are not there yet",
                     _ => "it is not a linear layer",
                 },
             };

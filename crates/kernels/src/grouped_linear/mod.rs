@@ -1,0 +1,78 @@
+//! A linear map with one matrix a group of rows: the experts of a mixture, each on the tokens that were sent to it.
+
+#[cfg(feature = "cpu")]
+mod flex;
+pub(crate) mod reference;
+
+use std::sync::Arc;
+
+use burn::Tensor;
+
+/// How the rows of a tensor fall into groups: sorted by group, on the host, because the shapes of products depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// First row of each group, and behind the last group the number of rows.
+    bounds: Vec<usize>,
+}
+
+impl Groups {
+    /// Groups of the given numbers of rows, one directly after another; any may be empty.
+    pub fn of_counts(counts: &[usize]) -> Arc<Self> {
+        let mut bounds = Vec::with_capacity(counts.len() + 1);
+        bounds.push(0);
+        for count in counts {
+            bounds.push(bounds[bounds.len() - 1] + count);
+        }
+        Arc::new(Self { bounds })
+    }
+
+    /// Number of groups, empty ones included.
+    pub fn len(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    /// Whether there are no groups.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of rows in all.
+    pub fn rows(&self) -> usize {
+        self.bounds[self.len()]
+    }
+
+    /// Group and rows of each group that has any.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
+        self.bounds
+            .windows(2)
+            .enumerate()
+            .map(|(group, bounds)| (group, bounds[0]..bounds[1]))
+            .filter(|g| !g.1.is_empty())
+    }
+}
+
+/// `y[i] = x[i]·W[g(i)]ᵀ`, where `g(i)` is the group of row `i`.
+///
+/// `x` is `[R, in]`, `weight` `[G, out, in]`; the result is `[R, out]`. One product a group that has rows, so the cost
+/// follows the rows and not the number of groups.
+///
+/// Kept for backward: the weight, and `x` only where the weight is trained.
+pub fn grouped_linear(x: Tensor<2>, weight: Tensor<3>, groups: &Arc<Groups>) -> Tensor<2> {
+    let ([rows, inputs], [count, outputs, weight_inputs]) = (x.dims(), weight.dims());
+    assert_eq!(inputs, weight_inputs, "grouped_linear: x is [{rows}, {inputs}], a weight [{outputs}, {weight_inputs}]");
+    assert!(
+        groups.len() == count && groups.rows() == rows,
+        "grouped_linear: {} groups of {} rows for {count} weights and {rows} rows",
+        groups.len(),
+        groups.rows()
+    );
+    assert_eq!(x.dtype(), weight.dtype(), "grouped_linear: x and weight must have one dtype");
+    #[cfg(feature = "cpu")]
+    if let Some(y) = flex::grouped_linear(&x, &weight, groups) {
+        return y;
+    }
+    reference::grouped_linear(x, weight, groups)
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

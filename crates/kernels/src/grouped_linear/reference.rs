@@ -1,0 +1,18 @@
+//! The grouped linear map in plain tensor operations.
+
+use burn::Tensor;
+
+use super::Groups;
+
+/// [`crate::grouped_linear`] in plain tensor operations: a product a group.
+pub fn grouped_linear(x: Tensor<2>, weight: Tensor<3>, groups: &Groups) -> Tensor<2> {
+    let [_, outputs, inputs] = weight.dims();
+    let parts: Vec<Tensor<2>> = groups
+        .iter()
+        .map(|(group, rows)| {
+            let weight: Tensor<2> = weight.clone().narrow(0, group, 1).reshape([outputs, inputs]);
+            x.clone().narrow(0, rows.start, rows.len()).matmul(weight.transpose())
+        })
+        .collect();
+    if parts.is_empty() { Tensor::zeros([0, outputs], &x.device()) } else { Tensor::cat(parts, 0) }
+}

@@ -1,0 +1,160 @@
+//! A mixture of experts: a router sends each token through some of many small feed-forward parts.
+//!
+//! T tokens, E experts, k of them active, R = T·k rows sorted by expert, D hidden channels, I channels inside an expert.
+
+use burn::tensor::{Int, Tensor, TensorData, activation};
+use qwen_tune_kernels::{self as kernels, Groups};
+use qwen_tune_qwen::spec::SparseSpec;
+
+use crate::build::{BuildError, Builder};
+use crate::linear::Linear;
+use crate::mlp::Mlp;
+use crate::parameters::{Pass, Weight};
+
+/// `Σ_j p_j · expert_j(x)` over the k most probable experts, and `σ(gate x) · shared(x)` where there is a shared one.
+#[derive(Debug, Clone)]
+pub struct Sparse {
+    router: Linear,
+    gate_up_proj: Weight<3>,
+    down_proj: Weight<3>,
+    shared: Option<Shared>,
+    spec: SparseSpec,
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    expert: Mlp,
+    gate: Linear,
+}
+
+/// Which rows go where: the host's part of routing, because the shapes of products depend on it.
+struct Dispatch {
+    /// Experts of each token, `[T, k]`, most probable first.
+    chosen_TK: Tensor<2, Int>,
+    /// Token of each row.
+    token_R: Tensor<1, Int>,
+    /// Row of each token's choices, `[T·k]`.
+    row_of_choice: Tensor<1, Int>,
+    groups: std::sync::Arc<Groups>,
+}
+
+impl Sparse {
+    /// Loads the part below the cursor.
+    ///
+    /// # Errors
+    /// As [`Builder::linear`].
+    pub fn new(at: &Builder<'_>, hidden: usize, spec: &SparseSpec) -> Result<Self, BuildError> {
+        let SparseSpec { experts, inner, shared, .. } = *spec;
+        let here = at.at("experts");
+        Ok(Self {
+            router: at.linear("gate", hidden, experts, false)?,
+            gate_up_proj: here.tensor("gate_up_proj", [experts, 2 * inner, hidden], true)?,
+            down_proj: here.tensor("down_proj", [experts, hidden, inner], true)?,
+            shared: match shared {
+                None => None,
+                Some(inner) => Some(Shared {
+                    expert: Mlp::new(&at.at("shared_expert"), hidden, inner, false)?,
+                    gate: at.linear("shared_expert_gate", hidden, 1, false)?,
+                }),
+            },
+            spec: spec.clone(),
+        })
+    }
+
+    /// Whether anything in it is trained.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        self.router.is_trained()
+            || self.gate_up_proj.is_trained()
+            || self.down_proj.is_trained()
+            || self.shared.as_ref().is_some_and(|shared| shared.expert.is_trained() || shared.gate.is_trained())
+    }
+
+    /// Scores of all experts before the softmax, `[T, E]`.
+    #[must_use]
+    pub fn router_logits(&self, x_TD: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        self.router.forward(x_TD, pass)
+    }
+
+    /// `[T, D]` to the same.
+    #[must_use]
+    pub fn forward(&self, x_TD: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let [tokens, hidden] = x_TD.dims();
+        let (active, inner) = (self.spec.active, self.spec.inner);
+        let p_TE = activation::softmax(self.router_logits(x_TD.clone(), pass), 1);
+        let dispatch = self.dispatch(&p_TE);
+        let p_TK = p_TE.gather(1, dispatch.chosen_TK);
+        let p_TK = if self.spec.renormalise { p_TK.clone() / p_TK.sum_dim(1) } else { p_TK };
+
+        let x_RD = x_TD.clone().select(0, dispatch.token_R);
+        let both_R2I = kernels::grouped_linear(x_RD, pass.get(&self.gate_up_proj), &dispatch.groups);
+        let act_RI = kernels::swiglu(both_R2I.clone().narrow(1, 0, inner), both_R2I.narrow(1, inner, inner));
+        let y_RD = kernels::grouped_linear(act_RI, pass.get(&self.down_proj), &dispatch.groups);
+        let y_TKD: Tensor<3> = y_RD.select(0, dispatch.row_of_choice).reshape([tokens, active, hidden]);
+        let y_TD: Tensor<2> = (y_TKD * p_TK.unsqueeze_dim::<3>(2)).sum_dim(1).reshape([tokens, hidden]);
+        match &self.shared {
+            None => y_TD,
+            Some(shared) => {
+                let gate_T1 = activation::sigmoid(shared.gate.forward(x_TD.clone(), pass));
+                y_TD + shared.expert.forward(x_TD, pass) * gate_T1
+            }
+        }
+    }
+
+    fn dispatch(&self, p_TE: &Tensor<2>) -> Dispatch {
+        let SparseSpec { experts, active, .. } = self.spec;
+        let device = p_TE.device().without_autodiff();
+        let host = p_TE.clone().into_data().convert::<f32>();
+        let probabilities: Vec<f32> = host.try_to_vec().expect("invariant: converted to f32");
+        let chosen: Vec<usize> = probabilities.chunks_exact(experts).flat_map(|row| largest(row, active)).collect();
+        let mut counts = vec![0; experts];
+        chosen.iter().for_each(|&expert| counts[expert] += 1);
+        let groups = Groups::of_counts(&counts);
+        // A stable sort by counting: rows of an expert keep the order of their tokens.
+        let mut next: Vec<usize> =
+            counts.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count))).collect();
+        let mut token_of_row = vec![0; chosen.len()];
+        let mut row_of_choice = vec![0; chosen.len()];
+        for (choice, &expert) in chosen.iter().enumerate() {
+            let row = next[expert];
+            next[expert] += 1;
+            token_of_row[row] = (choice / active) as i32;
+            row_of_choice[choice] = row as i32;
+        }
+        let flat = |values: Vec<i32>| {
+            let count = values.len();
+            Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &device)
+        };
+        let tokens = chosen.len() / active;
+        Dispatch {
+            chosen_TK: flat(chosen.into_iter().map(|expert| expert as i32).collect()).reshape([tokens, active]),
+            token_R: flat(token_of_row),
+            row_of_choice: flat(row_of_choice),
+            groups,
+        }
+    }
+}
+
+/// Indices of the `count` largest values, largest first; of equal ones the first.
+fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    let before = |a: &usize, b: &usize| values[*b].total_cmp(&values[*a]).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, before);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(before);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_probable_come_first() {
+        assert_eq!(largest(&[0.1, 0.5, 0.2, 0.2], 3), [1, 2, 3]);
+        assert_eq!(largest(&[0.1, 0.5], 2), [1, 0]);
+        assert_eq!(largest(&[0.3, 0.3, 0.3], 1), [0]);
+    }
+}
