@@ -64,13 +64,12 @@ impl Golden {
     }
 
     pub fn lora(&self) -> Training {
-        let prefix = self.model.prefix.clone();
         let modules = self
             .adapter()
             .pairs
             .into_iter()
             .map(|pair| {
-                let module = pair.module.strip_prefix(&prefix).unwrap().to_owned();
+                let module = self.model.module_of_peft(&pair.module).unwrap().to_owned();
                 let values = Some((pair.a, pair.b));
                 (module, LoraModule { rank: pair.rank, scale: pair.scale, values })
             })

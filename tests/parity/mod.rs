@@ -3,6 +3,7 @@
 
 use burn::tensor::Device;
 use qwen_tune_model::{Decoder, Parameters, Pass, Training};
+use qwen_tune_qwen::MixerSpec;
 use qwen_tune_qwen::export::Change;
 use qwen_tune_train::backward::{Gradients, Staging, accumulate};
 use qwen_tune_train::{AdamW, Likelihood, OptimizerConfig};
@@ -10,12 +11,33 @@ use qwen_tune_weights::{Checkpoint, TensorSource};
 
 use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
 
-/// Largest difference of any activation or logit.
-const ACTIVATION: f32 = 1e-4;
-/// Largest relative difference (2-norm) of any gradient.
-const GRADIENT: f64 = 1e-4;
-/// Largest difference of any of ten losses.
-const LOSS: f64 = 1e-5;
+/// How near two f32 computations of one model come.
+struct Tolerance {
+    /// Largest difference of any activation or logit.
+    activation: f32,
+    /// Largest relative difference (2-norm) of any gradient.
+    gradient: f64,
+    /// Largest difference of the loss of a step.
+    loss: f64,
+    /// Largest difference of the losses of ten steps.
+    curve: f64,
+    /// Largest difference of an adapter's values after ten steps.
+    after: f32,
+}
+
+/// Softmax attention. The gated norm behind a recurrence divides each head's output by its own size, which may be next
+/// to nothing: there rounding shows a hundred times larger, in transformers itself too.
+fn tolerance(golden: &Golden) -> Tolerance {
+    let hybrid = golden.model.spec.layers.iter().any(|layer| matches!(layer.mixer, MixerSpec::GatedDelta(_)));
+    if hybrid {
+        Tolerance { activation: 1e-3, gradient: 1e-3, loss: 1e-4, curve: 1e-3, after: 2e-3 }
+    } else {
+        Tolerance { activation: 1e-4, gradient: 1e-4, loss: 1e-5, curve: 1e-5, after: 2e-5 }
+    }
+}
+
+/// What transformers puts before the names of a causal model's decoder, wherever its tensors were read from.
+const PREFIX: &str = "model.";
 
 /// Devices the suite runs on: the CPU backend, and Burn's older one where it is compiled in.
 fn devices() -> Vec<Device> {
@@ -41,7 +63,7 @@ fn every_block_and_the_logits_are_those_of_transformers() {
         let pass = Pass::plain(&parameters);
         let check = |what: &str, ours: Vec<f32>| {
             let off = max_abs(&ours, &golden.f32(what));
-            assert!(off < ACTIVATION, "{} {what}: off by {off:e}", golden.name);
+            assert!(off < tolerance(golden).activation, "{} {what}: off by {off:e}", golden.name);
         };
         let mut x = decoder.embed(&batch.ids, &pass);
         check("embed", host(x.clone()));
@@ -74,13 +96,13 @@ fn check_gradients(golden: &Golden, device: &Device, training: &Training, kind: 
         let (loss, gradients) = gradients(&decoder, &parameters, golden, recompute);
         let off = (loss - f64::from(golden.f32("loss")[0])).abs();
         if kind == "grad" {
-            assert!(off < LOSS, "{}: loss off by {off:e}", golden.name);
+            assert!(off < tolerance(golden).loss, "{}: loss off by {off:e}", golden.name);
         }
         for (slot, parameter) in parameters.iter().enumerate() {
             let name = format!("{kind}.{}", golden_name(&parameter.name, prefix));
             let ours = gradients.get(slot).unwrap_or_else(|| panic!("{}: no gradient of {name}", golden.name));
             let off = relative(&host(ours.clone()), &golden.f32(&name));
-            assert!(off < GRADIENT, "{} {name} (recompute {recompute}): off by {off:e}", golden.name);
+            assert!(off < tolerance(golden).gradient, "{} {name} (recompute {recompute}): off by {off:e}", golden.name);
         }
     }
 }
@@ -92,7 +114,7 @@ fn golden_name(parameter: &str, prefix: &str) -> String {
 
 #[test]
 fn every_adapter_gradient_is_that_of_peft() {
-    each(|golden, device| check_gradients(golden, device, &golden.lora(), "grad", &golden.model.prefix));
+    each(|golden, device| check_gradients(golden, device, &golden.lora(), "grad", PREFIX));
 }
 
 #[test]
@@ -103,7 +125,7 @@ fn every_gradient_of_full_fine_tuning_is_that_of_transformers() {
         if golden.has("full_losses") {
             seen += 1;
             for device in devices() {
-                check_gradients(&golden, &device, &golden.full(), "fullgrad", &golden.model.prefix);
+                check_gradients(&golden, &device, &golden.full(), "fullgrad", PREFIX);
             }
         }
     }
@@ -137,7 +159,7 @@ fn ten_steps(golden: &Golden, device: &Device, training: &Training) -> (Vec<f64>
 fn check_curve(golden: &Golden, ours: &[f64], theirs: &str) {
     for (step, (a, b)) in ours.iter().zip(golden.f32(theirs)).enumerate() {
         let off = (a - f64::from(b)).abs();
-        assert!(off < LOSS, "{} {theirs} step {step}: {a} for {b}, off by {off:e}", golden.name);
+        assert!(off < tolerance(golden).curve, "{} {theirs} step {step}: {a} for {b}, off by {off:e}", golden.name);
     }
 }
 
@@ -150,9 +172,9 @@ fn ten_steps_of_adamw_follow_torch() {
             assert!((a / f64::from(b) - 1.0).abs() < 1e-3, "{}: gradient norm {a} for {b}", golden.name);
         }
         for parameter in parameters.iter() {
-            let name = format!("after.{}{}", golden.model.prefix, parameter.name);
+            let name = format!("after.{PREFIX}{}", parameter.name);
             let off = max_abs(&host(parameter.value.clone()), &golden.f32(&name));
-            assert!(off < 2e-5, "{} {name}: off by {off:e}", golden.name);
+            assert!(off < tolerance(golden).after, "{} {name}: off by {off:e}", golden.name);
         }
     });
 }
@@ -186,7 +208,7 @@ fn packed_sequences_give_the_logits_of_separate_ones() {
         for j in 0..3 {
             let theirs = golden.f32(&format!("sep.logits.{j}"));
             let off = max_abs(&logits[at..at + theirs.len()], &theirs);
-            assert!(off < ACTIVATION, "{} sequence {j}: off by {off:e}", golden.name);
+            assert!(off < tolerance(golden).activation, "{} sequence {j}: off by {off:e}", golden.name);
             at += theirs.len();
         }
     });
@@ -207,7 +229,8 @@ fn merged_weights_are_those_of_peft_and_give_its_logits() {
             if let Some(tensor) = info.name.strip_prefix("merged.") {
                 let theirs = golden.f32(&info.name);
                 let scale = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-                let off = max_abs(&written.read_f32(tensor).unwrap(), &theirs) / scale;
+                let stored = golden.model.tensor_name(tensor.strip_prefix(PREFIX).unwrap_or(tensor));
+                let off = max_abs(&written.read_f32(&stored).unwrap(), &theirs) / scale;
                 let limit = if bf16 { 4e-3 } else { 1e-6 };
                 assert!(off < limit, "{name} {tensor}: off by {off:e}");
                 compared += 1;
@@ -223,7 +246,7 @@ fn merged_weights_are_those_of_peft_and_give_its_logits() {
             let pass = Pass::plain(&parameters);
             let logits = host(decoder.logits(decoder.hidden(&batch.ids, &context, &pass), &pass));
             let off = max_abs(&logits, &golden.f32("merged_logits"));
-            assert!(off < ACTIVATION, "{name} merged logits: off by {off:e}");
+            assert!(off < tolerance(&golden).activation, "{name} merged logits: off by {off:e}");
         }
     }
 }

@@ -2,6 +2,8 @@
 //! checkpoint, fully resolved from its `config.json`. A difference between families is a value here, never a branch on
 //! the family's name elsewhere.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// A causal decoder: embedding, `layers`, final norm, head.
@@ -184,4 +186,41 @@ pub enum HeadSpec {
     Tied,
     /// `lm_head.weight` of its own.
     Own,
+}
+
+/// For people: `attention 16/8 heads of 128, q/k norm; mlp 3072`.
+impl fmt::Display for LayerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.mixer, self.ffn)
+    }
+}
+
+impl fmt::Display for MixerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attention(a) => {
+                let gated = if a.output_gate { "gated " } else { "" };
+                write!(f, "{gated}attention {}/{} heads of {}", a.heads, a.kv_heads, a.head_dim)?;
+                f.write_str(if a.qk_norm.is_some() { ", q/k norm" } else { "" })?;
+                f.write_str(if a.qkv_bias { ", biases" } else { "" })?;
+                a.window.map_or(Ok(()), |window| write!(f, ", window {window}"))
+            }
+            Self::GatedDelta(d) => {
+                let (keys, values) = (d.key_heads, d.value_heads);
+                write!(f, "gated delta rule {keys} key heads of {}, {values} value heads of {}", d.key_dim, d.value_dim)
+            }
+        }
+    }
+}
+
+impl fmt::Display for FfnSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dense { inner, .. } => write!(f, "mlp {inner}"),
+            Self::Sparse(s) => {
+                write!(f, "{} of {} experts of {}", s.active, s.experts, s.inner)?;
+                s.shared.map_or(Ok(()), |shared| write!(f, ", shared expert of {shared}"))
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use qwen_tune_qwen::{FfnSpec, HeadSpec, MixerSpec, ModelDir, TensorSpec, inventory};
+use qwen_tune_qwen::{HeadSpec, ModelDir, TensorSpec, inventory, memory};
 use qwen_tune_train::Checkpoints;
 use qwen_tune_weights::peft::Adapter;
 use qwen_tune_weights::{Checkpoint, TensorSource};
@@ -50,20 +50,16 @@ fn model(path: &Path) -> Result<(Value, String), Diagnostics> {
     };
     let mut table = Table::new(["", ""]);
     table.row(["model type".to_owned(), spec.model_type.clone()]);
-    table.row(["parameters".to_owned(), count(total)]);
+    let active = memory::active_parameters(spec, &list);
+    let of_a_token = if active < total { format!(", {} of them for a token", count(active)) } else { String::new() };
+    table.row(["parameters".to_owned(), format!("{}{of_a_token}", count(total))]);
     table.row(["on disk".to_owned(), format!("{} in {} file(s)", bytes(stored), model.checkpoint.shards().len())]);
     table.row(["hidden".to_owned(), count(spec.hidden_size as u64)]);
     table.row(["vocabulary".to_owned(), format!("{}, head {head}", count(spec.vocab_size as u64))]);
     table.row(["positions".to_owned(), format!("{}, rope {}", count(spec.max_positions as u64), spec.rope.scaling)]);
     let mut kinds: Vec<(String, usize)> = Vec::new();
     for layer in &spec.layers {
-        let MixerSpec::Attention(a) = &layer.mixer;
-        let FfnSpec::Dense { inner, .. } = layer.ffn;
-        let window = a.window.map_or(String::new(), |w| format!(", window {w}"));
-        let norm = if a.qk_norm.is_some() { ", q/k norm" } else { "" };
-        let bias = if a.qkv_bias { ", biases" } else { "" };
-        let kind =
-            format!("attention {}/{} heads of {}{norm}{bias}{window}; mlp {inner}", a.heads, a.kv_heads, a.head_dim);
+        let kind = layer.to_string();
         match kinds.last_mut() {
             Some((last, times)) if *last == kind => *times += 1,
             _ => kinds.push((kind, 1)),
@@ -79,6 +75,7 @@ fn model(path: &Path) -> Result<(Value, String), Diagnostics> {
         "kind": "model",
         "spec": spec,
         "parameters": total,
+        "active_parameters": active,
         "bytes": stored,
         "files": model.checkpoint.shards().len(),
         "passengers": model.passengers,

@@ -41,8 +41,17 @@ pub trait Family: Sync {
 }
 
 /// Every family there is.
-pub static FAMILIES: &[&dyn Family] =
-    &[&qwen2::Qwen2, &qwen2_moe::Qwen2Moe, &qwen3::Qwen3, &qwen3_moe::Qwen3Moe, &llama::Llama, &mistral::Mistral];
+pub static FAMILIES: &[&dyn Family] = &[
+    &qwen2::Qwen2,
+    &qwen2_moe::Qwen2Moe,
+    &qwen3::Qwen3,
+    &qwen3_moe::Qwen3Moe,
+    &qwen3_next::Qwen3Next,
+    &qwen3_5::Qwen35,
+    &qwen3_5_moe::Qwen35Moe,
+    &llama::Llama,
+    &mistral::Mistral,
+];
 
 /// Kinds of model that are known and cannot be run yet.
 const NOT_YET: &[(&str, &str)] = &[
