@@ -10,15 +10,19 @@
 //! | `flex.rs` | the CPU form for f32 tensors on burn-flex: vectorised, threaded, hand-written backward |
 //!
 //! Letters in shapes: `T` tokens of all sequences on one flat axis, `N` query heads, `K` key/value heads, `d` head
-//! size, `D` hidden size, `V` vocabulary, `r` adapter rank.
+//! size, `D` hidden size, `V` vocabulary, `r` adapter rank; in linear attention `C` channels of the convolution, `K` key
+//! heads of size `dk`, `H` value heads of size `dv`.
 //!
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
 mod attention;
+mod causal_conv;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod dropout;
+mod gated_delta;
+mod gated_norm;
 mod linear;
 mod rms_norm;
 mod rope;
@@ -32,6 +36,9 @@ mod oracle;
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
     pub use crate::attention::reference::attention;
+    pub use crate::causal_conv::reference::causal_conv;
+    pub use crate::gated_delta::reference::{gated_delta, gated_delta_step};
+    pub use crate::gated_norm::reference::gated_norm;
     pub use crate::linear::reference::linear;
     pub use crate::rms_norm::reference::rms_norm;
     pub use crate::rope::reference::rope;
@@ -40,7 +47,10 @@ pub mod reference {
 }
 
 pub use attention::attention;
+pub use causal_conv::{causal_conv, causal_conv_step};
 pub use dropout::Dropout;
+pub use gated_delta::{gated_delta, gated_delta_step};
+pub use gated_norm::gated_norm;
 pub use linear::{Adapter, linear};
 pub use rms_norm::rms_norm;
 pub use rope::rope;

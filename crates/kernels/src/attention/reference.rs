@@ -38,7 +38,7 @@ pub fn attention(
 }
 
 /// `[K, L, d]` to `[K·group, L, d]`, each head `group` times in a row.
-fn repeat_heads(heads: Tensor<3>, group: usize) -> Tensor<3> {
+pub(crate) fn repeat_heads(heads: Tensor<3>, group: usize) -> Tensor<3> {
     if group == 1 {
         return heads;
     }

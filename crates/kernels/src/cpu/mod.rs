@@ -1,6 +1,7 @@
-//! What the CPU forms of all operations stand on: slices of burn-flex tensors, products, vectorised rows, own
+//! What the CPU forms of all operations stand on: slices of burn-flex tensors, views of columns, products, vectorised rows, own
 //! backward steps in Burn's autodiff.
 
+pub(crate) mod columns;
 pub(crate) mod operand;
 pub(crate) mod product;
 pub(crate) mod rows;

@@ -1,5 +1,7 @@
 //! Parallel loops over rows, in blocks whose bounds depend on the sizes only.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// Elements a task should have at least: below, starting it costs more than it gains.
@@ -41,26 +43,37 @@ pub(crate) fn for_blocks_of_two(
         .for_each(|(index, (one, two))| f(index * rows, one, two));
 }
 
-/// Sums `[rows, width]` over its rows: blocks in parallel, their sums in order.
-pub(crate) fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
-    let mut total = vec![0.0; width];
-    if values.is_empty() || width == 0 {
-        return total;
-    }
-    let sums: Vec<Vec<f32>> = values
-        .par_chunks(rows_per_task(width) * width)
+/// `size` sums over rows of `width` elements: `f` adds those of a block, blocks run in parallel, their sums are added in
+/// order.
+pub(crate) fn sum_blocks(
+    rows: usize,
+    width: usize,
+    size: usize,
+    f: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let step = rows_per_task(width);
+    let sums: Vec<Vec<f32>> = (0..rows.div_ceil(step))
+        .into_par_iter()
         .map(|block| {
-            let mut sum = vec![0.0; width];
-            for row in block.chunks_exact(width) {
-                add(&mut sum, row);
-            }
+            let mut sum = vec![0.0; size];
+            f(block * step..rows.min((block + 1) * step), &mut sum);
             sum
         })
         .collect();
+    let mut total = vec![0.0; size];
     for sum in &sums {
         add(&mut total, sum);
     }
     total
+}
+
+/// Sums `[rows, width]` over its rows.
+pub(crate) fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
+    sum_blocks(values.len().checked_div(width).unwrap_or(0), width, width, |rows, sum| {
+        for row in values[rows.start * width..rows.end * width].chunks_exact(width) {
+            add(sum, row);
+        }
+    })
 }
 
 /// `sum += row`.

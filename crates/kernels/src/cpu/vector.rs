@@ -48,6 +48,8 @@ macro_rules! multiversioned {
     )*};
 }
 
+pub(crate) mod delta;
+
 #[inline(always)]
 fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
@@ -161,6 +163,12 @@ multiversioned! {
         reduce([row], f32::NEG_INFINITY, f32::NEG_INFINITY, |[x], max| if x > max { x } else { max }, f32::max)
     }
 
+    /// `Σ x`.
+    pub(crate) fn sum(row: &[f32]) -> f32 {
+        let _ = FMA;
+        reduce([row], 0.0, 0.0, |[x], sum| sum + x, |a, b| a + b)
+    }
+
     /// `Σ x²`.
     pub(crate) fn sum_of_squares(row: &[f32]) -> f32 {
         reduce([row], 0.0, 0.0, |[x], sum| fma::<FMA>(x, x, sum), |a, b| a + b)
@@ -222,6 +230,29 @@ multiversioned! {
         }
     }
 
+    /// `out = factor·x`.
+    pub(crate) fn scaled(out: &mut [f32], x: &[f32], factor: f32) {
+        let _ = FMA;
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = factor * x;
+        }
+    }
+
+    /// `sum += factor·x`.
+    pub(crate) fn accumulate_scaled(sum: &mut [f32], x: &[f32], factor: f32) {
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum = fma::<FMA>(factor, *x, *sum);
+        }
+    }
+
+    /// `out = x - y`.
+    pub(crate) fn difference(out: &mut [f32], x: &[f32], y: &[f32]) {
+        let _ = FMA;
+        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+            *out = x - y;
+        }
+    }
+
     /// `out = x·factor·weight`, the normalisation once the factor is known.
     pub(crate) fn scaled_product(out: &mut [f32], x: &[f32], factor: f32, weight: &[f32]) {
         let _ = FMA;
@@ -260,6 +291,21 @@ multiversioned! {
             let silu = gate[i] * s;
             dup[i] = dy[i] * silu;
             dgate[i] = dy[i] * up[i] * fma::<FMA>(silu, 1.0 - s, s);
+        }
+    }
+
+    /// `x = silu(x)`.
+    pub(crate) fn silu(row: &mut [f32]) {
+        for x in row.iter_mut() {
+            *x *= sigmoid::<FMA>(*x);
+        }
+    }
+
+    /// `z = dy·silu'(z)`.
+    pub(crate) fn silu_backward(z: &mut [f32], dy: &[f32]) {
+        for (z, dy) in z.iter_mut().zip(dy) {
+            let s = sigmoid::<FMA>(*z);
+            *z = dy * fma::<FMA>(*z * s, 1.0 - s, s);
         }
     }
 

@@ -6,10 +6,9 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
-use crate::cpu::rows::{add, for_blocks, for_blocks_of_two, rows_per_task};
+use crate::cpu::rows::{for_blocks, for_blocks_of_two, sum_blocks};
 use crate::cpu::vector;
 
 /// `None` when an operand is not an f32 tensor on burn-flex.
@@ -29,11 +28,16 @@ pub(super) fn rms_norm<const D: usize>(
     for_blocks_of_two((&mut y, size), (&mut rstd, 1), |first, block, rstd| {
         for ((y, rstd), row) in block.chunks_exact_mut(size).zip(rstd).zip(first..) {
             let x = &values[row * size..][..size];
-            *rstd = 1.0 / (vector::sum_of_squares(x) / size as f32 + eps as f32).sqrt();
+            *rstd = inverse_rms(x, eps);
             vector::scaled_product(y, x, *rstd, &factors);
         }
     });
     Some(record(Step, parents, from_vec(y, shape), || Saved { x, rstd, weight, zero_centred }))
+}
+
+/// `1/sqrt(mean(x²) + eps)`.
+pub(crate) fn inverse_rms(x: &[f32], eps: f64) -> f32 {
+    1.0 / (vector::sum_of_squares(x) / x.len() as f32 + eps as f32).sqrt()
 }
 
 /// What a normed value is multiplied by.
@@ -56,7 +60,6 @@ struct Saved {
 impl Backward<Flex, 2> for Step {
     type State = Saved;
 
-    /// With `g = w ⊙ dy`: `dx = rstd·g - x·rstd³·mean(g ⊙ x)` and `dw = Σ_rows dy ⊙ x·rstd`.
     fn backward(self, ops: Ops<Saved, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let Saved { x, rstd, weight, zero_centred } = ops.state;
@@ -64,14 +67,7 @@ impl Backward<Flex, 2> for Step {
         let (size, x, dy) = (factors.len(), slice(&x), slice(&dy));
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = x_node {
-            let mut dx = vec![0.0; x.len()];
-            for_blocks(&mut dx, size, |first, block| {
-                for (dx, row) in block.chunks_exact_mut(size).zip(first..) {
-                    let (x, dy, r) = (&x[row * size..][..size], &dy[row * size..][..size], rstd[row]);
-                    let mean = vector::dot_of_three(x, dy, &factors) / size as f32;
-                    vector::norm_backward(dx, x, &factors, dy, r, mean * r * r * r);
-                }
-            });
+            let dx = input_gradient(x, dy, &rstd, &factors);
             grads.register::<Flex>(node.id, from_vec(dx, shape));
         }
         if let Some(node) = weight_node {
@@ -80,23 +76,25 @@ impl Backward<Flex, 2> for Step {
     }
 }
 
-/// Blocks of rows in parallel, their sums in order.
-fn weight_gradient(x: &[f32], dy: &[f32], rstd: &[f32], size: usize) -> Vec<f32> {
-    let rows = rows_per_task(size);
-    let sums: Vec<Vec<f32>> = rstd
-        .par_chunks(rows)
-        .enumerate()
-        .map(|(block, rstd)| {
-            let mut sum = vec![0.0; size];
-            for (&r, row) in rstd.iter().zip(block * rows..) {
-                vector::accumulate_product(&mut sum, r, &x[row * size..][..size], &dy[row * size..][..size]);
-            }
-            sum
-        })
-        .collect();
-    let mut total = vec![0.0; size];
-    for sum in &sums {
-        add(&mut total, sum);
-    }
-    total
+/// With `g = w ⊙ dy`: `dx = rstd·g - x·rstd³·mean(g ⊙ x)`.
+pub(crate) fn input_gradient(x: &[f32], dy: &[f32], rstd: &[f32], factors: &[f32]) -> Vec<f32> {
+    let size = factors.len();
+    let mut dx = vec![0.0; x.len()];
+    for_blocks(&mut dx, size, |first, block| {
+        for (dx, row) in block.chunks_exact_mut(size).zip(first..) {
+            let (x, dy, r) = (&x[row * size..][..size], &dy[row * size..][..size], rstd[row]);
+            let mean = vector::dot_of_three(x, dy, factors) / size as f32;
+            vector::norm_backward(dx, x, factors, dy, r, mean * r * r * r);
+        }
+    });
+    dx
+}
+
+/// `dw = Σ_rows dy ⊙ x·rstd`.
+pub(crate) fn weight_gradient(x: &[f32], dy: &[f32], rstd: &[f32], size: usize) -> Vec<f32> {
+    sum_blocks(rstd.len(), size, size, |rows, sum| {
+        for row in rows {
+            vector::accumulate_product(sum, rstd[row], &x[row * size..][..size], &dy[row * size..][..size]);
+        }
+    })
 }

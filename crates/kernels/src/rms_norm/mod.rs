@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, 2019) over the last axis.
 
 #[cfg(feature = "cpu")]
-mod flex;
+pub(crate) mod flex;
 pub(crate) mod reference;
 
 use burn::Tensor;

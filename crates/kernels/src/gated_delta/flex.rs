@@ -1,0 +1,137 @@
+//! The gated delta rule on the CPU: sequences and key heads in parallel, the chunks of each one after another.
+
+use std::sync::Arc;
+
+use burn::Tensor;
+use rayon::prelude::*;
+
+use super::backward::{Saved, Step};
+use super::chunk::{Chunk, Operands, Sizes, Strip};
+use crate::Segments;
+use crate::cpu::columns::{ColumnsMut, rowwise};
+use crate::cpu::operand::{Operand, from_vec, record, slice};
+
+/// `None` when an operand is not an f32 tensor on burn-flex.
+pub(super) fn gated_delta(
+    q: &Tensor<3>,
+    k: &Tensor<3>,
+    v: &Tensor<3>,
+    g: &Tensor<2>,
+    beta: &Tensor<2>,
+    segments: &Arc<Segments>,
+) -> Option<Tensor<3>> {
+    let parents = [Operand::of(q)?, Operand::of(k)?, Operand::of(v)?, Operand::of(g)?, Operand::of(beta)?];
+    let operands = Operands::of(&parents, q.dims(), v.dims());
+    let keep = parents.iter().any(Operand::tracked);
+    let mut out = vec![0.0; v.dims().iter().product()];
+    let columns = shares(&mut out, segments, operands.sizes.key_heads);
+    let tasks: Vec<_> = strips(segments, operands.sizes.key_heads).into_iter().zip(columns).collect();
+    let borders: Vec<Vec<f32>> = tasks
+        .into_par_iter()
+        .map_init(Scratch::default, |scratch, (strip, out)| operands.scan(strip, None, out, keep, scratch))
+        .collect();
+    let segments = segments.clone();
+    Some(record(Step, parents, from_vec(out, v.dims()), || Saved { operands, borders, segments }))
+}
+
+/// `None` when an operand is tracked or not an f32 tensor on burn-flex.
+pub(super) fn gated_delta_step(
+    state: &Tensor<3>,
+    q: &Tensor<3>,
+    k: &Tensor<3>,
+    v: &Tensor<3>,
+    g: &Tensor<2>,
+    beta: &Tensor<2>,
+) -> Option<(Tensor<3>, Tensor<3>)> {
+    let parents = [Operand::of(q)?, Operand::of(k)?, Operand::of(v)?, Operand::of(g)?, Operand::of(beta)?];
+    let initial = Operand::of(state)?;
+    if parents.iter().chain([&initial]).any(Operand::tracked) {
+        return None;
+    }
+    let operands = Operands::of(&parents, q.dims(), v.dims());
+    let Sizes { key_heads, .. } = operands.sizes;
+    let initial = initial.contiguous();
+    let share = operands.sizes.group() * operands.sizes.state();
+    let (mut out, mut last) = (vec![0.0; v.dims().iter().product()], vec![0.0; key_heads * share]);
+    let [tokens, ..] = v.dims();
+    let columns = ColumnsMut::split(&mut out, tokens, key_heads);
+    let tasks: Vec<_> = columns.zip(slice(&initial).chunks_exact(share)).zip(last.chunks_exact_mut(share)).collect();
+    tasks.into_par_iter().enumerate().for_each_init(Scratch::default, |scratch, (key_head, ((out, initial), last))| {
+        operands.scan(Strip { start: 0, len: tokens, key_head }, Some(initial), out, false, scratch);
+        last.copy_from_slice(&scratch.states);
+    });
+    let autodiff = |plain: Tensor<3>| if v.device().is_autodiff() { plain.autodiff() } else { plain };
+    let [out, last] = [(out, v.dims()), (last, state.dims())]
+        .map(|(values, shape)| autodiff(Tensor::from_primitive::<burn::backend::Flex>(from_vec(values, shape))));
+    Some((out, last))
+}
+
+/// Tasks in the order of [`shares`].
+pub(super) fn strips(segments: &Segments, key_heads: usize) -> Vec<Strip> {
+    let of_segment = |(start, len)| (0..key_heads).map(move |key_head| Strip { start, len, key_head });
+    segments.iter().flat_map(of_segment).collect()
+}
+
+/// The rows and columns of a `[T, ..]` buffer that each strip writes.
+pub(super) fn shares<'a>(mut buffer: &'a mut [f32], segments: &Segments, key_heads: usize) -> Vec<ColumnsMut<'a>> {
+    let width = buffer.len().checked_div(segments.tokens()).unwrap_or(0);
+    let mut shares = Vec::new();
+    for (_, len) in segments.iter() {
+        let (rows, rest) = buffer.split_at_mut(len * width);
+        shares.extend(ColumnsMut::split(rows, len, key_heads));
+        buffer = rest;
+    }
+    shares
+}
+
+/// Buffers of a task.
+#[derive(Default)]
+struct Scratch {
+    chunk: Chunk,
+    /// States of the value heads, `[group, dk, dv]`.
+    states: Vec<f32>,
+}
+
+impl Operands {
+    fn of(operands: &[Operand; 5], [_, key_heads, key]: [usize; 3], [_, value_heads, value]: [usize; 3]) -> Self {
+        let [q, k, v, g, beta] = operands.each_ref().map(|operand| rowwise(operand.data().clone()));
+        Self { q, k, v, g, beta, sizes: Sizes { key_heads, value_heads, key, value } }
+    }
+
+    /// Writes the outputs of a strip. Returns the states between its chunks when it is to `keep` them; with `initial`
+    /// states it leaves the last ones in `scratch`.
+    fn scan(
+        &self,
+        strip: Strip,
+        initial: Option<&[f32]>,
+        mut out: ColumnsMut,
+        keep: bool,
+        scratch: &mut Scratch,
+    ) -> Vec<f32> {
+        let Scratch { chunk, states } = scratch;
+        let Sizes { value: size, .. } = self.sizes;
+        let mut borders = Vec::new();
+        states.resize(self.sizes.group() * self.sizes.state(), 0.0);
+        if let Some(initial) = initial {
+            states.copy_from_slice(initial);
+        }
+        for first in strip.chunks() {
+            let empty = first == 0 && initial.is_none();
+            if keep && first > 0 {
+                borders.extend_from_slice(states);
+            }
+            chunk.load(self, strip.tokens(first), strip.key_head);
+            for (member, state) in states.chunks_exact_mut(self.sizes.state()).enumerate() {
+                let head = strip.key_head * self.sizes.group() + member;
+                chunk.read(self, head, (!empty).then_some(state));
+                for (row, values) in chunk.output(size).chunks_exact(size).enumerate() {
+                    out.row(first + row)[member * size..][..size].copy_from_slice(values);
+                }
+                if initial.is_some() || !strip.ends(first) {
+                    chunk.advance(self.sizes, state, empty);
+                }
+            }
+        }
+        borders
+    }
+}
