@@ -77,6 +77,22 @@ fn the_last_column_of_the_weight_meets_the_token_itself() {
 }
 
 #[test]
+fn columns_of_a_wider_tensor_are_read_where_they_lie() {
+    let mut random = Random::new(6);
+    let (wide, weight, upstream) = (random.tensor([9, 20]), random.tensor([8, 4]), random.tensor([9, 8]));
+    let segments = Segments::packed(&[4, 5]);
+    let tracked = leaf(&wide);
+    let view = tracked.clone().narrow(1, 5, 8);
+    let copy = leaf(&view);
+    let y = causal_conv(view, weight.clone(), None, &segments);
+    let expected = causal_conv(copy.clone(), weight, None, &segments);
+    assert_same_bits(&y, &expected, "y");
+    let (dwide, dcopy) =
+        (tracked.grad(&backward(&y, &upstream)).unwrap(), copy.grad(&backward(&expected, &upstream)).unwrap());
+    assert_same_bits(&dwide.narrow(1, 5, 8), &dcopy, "dx");
+}
+
+#[test]
 fn packed_is_separate_bit_for_bit_and_sees_no_neighbour() {
     let mut random = Random::new(3);
     let (x, weight) = (random.tensor([12, 40]), random.tensor([40, 4]));

@@ -241,20 +241,22 @@ fn overlap_row(
     dcumulative: &mut [f32],
 ) -> (f32, f32) {
     let n = chunk.len();
-    let left = row * n..row * n + row;
+    let range = row * n..(row + 1) * n;
     let (keys, queries) = chunk.overlaps.split_at(n * n);
     let (dmix, dweights) = dmatrices.split_at_mut(n * n);
     let (dkeys, dqueries) = doverlaps.split_at_mut(n * n);
-    // On the diagonal M is 0, and P does not decay.
-    dqueries[row * n + row] += dweights[row * n + row];
-    let (dmix, dweights) = (&mut dmix[left.clone()], &mut dweights[left.clone()]);
+    let (dmix, dweights) = (&mut dmix[range.clone()], &mut dweights[range.clone()]);
+    // M has no diagonal.
+    dmix[row] = 0.0;
     let forward = OverlapRow {
-        keys: &keys[left.clone()],
-        queries: &queries[left.clone()],
-        decay: &chunk.decay[left.clone()],
+        keys: &keys[range.clone()],
+        queries: &queries[range.clone()],
+        decay: &chunk.decay[range.clone()],
         beta: chunk.beta[row],
     };
-    overlaps_backward(dmix, dweights, &mut dkeys[left.clone()], &mut dqueries[left], forward);
+    overlaps_backward(dmix, dweights, &mut dkeys[range.clone()], &mut dqueries[range], forward);
+    // That of P does not decay: `G` of the row would lose what it gains, and strong decays are lost in that difference.
+    dweights[row] = 0.0;
     for (sum, change) in dcumulative.iter_mut().zip(&*dweights) {
         *sum -= change;
     }

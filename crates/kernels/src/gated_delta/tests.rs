@@ -5,7 +5,7 @@ use burn::tensor::{Device, TensorData};
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_same_bits, backward, distance, double, finite_differences, leaf, on_threads, values,
+    Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_threads, values,
 };
 
 const NAMES: [&str; 5] = ["dq", "dk", "dv", "dg", "dbeta"];
@@ -66,6 +66,7 @@ const CASES: &[Case] = &[
     (&[3, 0, 1, 70, 64, 129], 2, 4, 16, 8),
     (&[40, 41, 42], 3, 3, 5, 7),
     (&[300], 1, 1, 8, 8),
+    (&[130], 1, 1, 128, 128),
 ];
 
 /// Strengths of a decay, and the gates that go with it.
@@ -105,14 +106,10 @@ fn draw(random: &mut Random, (lens, key_heads, value_heads, dk, dv): Case, decay
     Inputs { heads, gates: [g, beta] }
 }
 
-/// f32 against f64: rounding of sums over a chunk, and over all chunks where nothing decays; the largest distance seen over
-/// these cases is 4e-6.
-const TOLERANCE: f64 = 2e-5;
-
+/// The reference in f64, so that the distance is the error of the fast form alone; 1e-6 is the largest seen.
 #[test]
 fn agrees_with_the_reference_in_f64() {
     let mut random = Random::new(1);
-    let mut worst = 0.0_f64;
     for &case in CASES {
         for decay in [Decay::None, Decay::Mild, Decay::Strong, Decay::Mixed] {
             for strided in [false, true] {
@@ -122,20 +119,31 @@ fn agrees_with_the_reference_in_f64() {
                 let (fast, exact) = (inputs.leaves(), inputs.each(double, double).leaves());
                 let (out, expected) = (fast.run(&segments), exact.reference(&segments));
                 let what = format!("{case:?}, {decay:?}, strided {strided}");
-                let mut compare = |distance: f64, name: &str| {
-                    assert!(distance < TOLERANCE, "{name} of {what} is {distance:e} away");
-                    worst = worst.max(distance);
-                };
-                compare(distance(&out, &expected), "out");
+                assert_close(&out, &expected, &what);
                 assert_same_bits(&inputs.run(&segments), &out, "without a tape");
                 let expected = exact.gradients(&expected, &double(&upstream));
                 for ((name, grad), expected) in NAMES.into_iter().zip(fast.gradients(&out, &upstream)).zip(&expected) {
-                    compare(distance(&grad, expected), name);
+                    assert_close(&grad, expected, &format!("{name} of {what}"));
                 }
             }
         }
     }
-    assert!(worst > 1e-8, "{worst:e} is too good for f32: the reference ran as its own oracle");
+}
+
+#[test]
+fn heads_cut_out_of_one_tensor_are_read_where_they_lie() {
+    let mut random = Random::new(9);
+    let (segments, upstream) = (Segments::packed(&[70, 5]), random.tensor([75, 4, 8]));
+    let mixed = leaf(&random.tensor([75, 8, 8]));
+    let gates = draw(&mut random, (&[75], 2, 4, 8, 8), Decay::Mild, false).gates;
+    let heads = [(0, 2), (2, 2), (4, 4)].map(|(first, count)| mixed.clone().narrow(1, first, count));
+    let copies = heads.each_ref().map(leaf);
+    let (views, copies) = (Inputs { heads, gates: gates.clone() }, Inputs { heads: copies, gates });
+    let (out, expected) = (views.run(&segments), copies.run(&segments));
+    assert_same_bits(&out, &expected, "out");
+    let (grads, expected_grads) = (backward(&out, &upstream), backward(&expected, &upstream));
+    let expected = copies.heads.each_ref().map(|leaf| leaf.grad(&expected_grads).unwrap());
+    assert_close(&mixed.grad(&grads).unwrap(), &Tensor::cat(expected.to_vec(), 1), "the gradient of the whole tensor");
 }
 
 #[test]
@@ -207,7 +215,7 @@ fn queries_and_keys_of_no_length_are_no_trouble() {
     let (out, expected) = (fast.run(&segments), exact.reference(&segments));
     let expected = exact.gradients(&expected, &double(&upstream));
     for ((grad, expected), name) in fast.gradients(&out, &upstream).iter().zip(&expected).zip(NAMES) {
-        assert!(distance(grad, expected) < TOLERANCE, "{name}");
+        assert_close(grad, expected, name);
     }
 }
 
@@ -274,9 +282,7 @@ fn array<const D: usize>(case: &serde_json::Value, key: &str, shape: [usize; D])
     Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), burn::tensor::DType::F64))
 }
 
-/// The goldens are f32 themselves; the largest distance seen is 2e-6.
-const GOLDEN_TOLERANCE: f64 = 1e-5;
-
+/// The goldens are f32 themselves; 1e-6 is the largest distance seen.
 #[test]
 fn both_forms_agree_with_transformers() {
     for case in goldens() {
@@ -297,28 +303,26 @@ fn both_forms_agree_with_transformers() {
             (array(&case, "out", [tokens, value_heads, dv]), array(&case, "upstream", [tokens, value_heads, dv]));
         let single = |t: &Tensor<3>| t.clone().cast(burn::tensor::DType::F32);
         let fast = exact.each(single, |t| t.clone().cast(burn::tensor::DType::F32));
-        let check = |distance: f64, what: &str| {
-            assert!(distance < GOLDEN_TOLERANCE, "{what} of {} is {distance:e} away", case["name"]);
-        };
+        let of = |what: &str| format!("{what} of {}", case["name"]);
 
         let (fast_leaves, exact_leaves) = (fast.leaves(), exact.leaves());
         let (out, slow) = (fast_leaves.run(&segments), exact_leaves.reference(&segments));
-        check(distance(&out, &expected), "out");
-        check(distance(&slow, &expected), "reference out");
+        assert_close(&out, &expected, &of("out"));
+        assert_close(&slow, &expected, &of("reference out"));
         let fast_grads = fast_leaves.gradients(&out, &single(&upstream));
         let slow_grads = exact_leaves.gradients(&slow, &upstream);
         for (index, name) in NAMES.into_iter().enumerate() {
             let len = values(&slow_grads[index]).len();
             let expected = array(&case, name, [len]);
-            check(distance(&fast_grads[index], &expected), name);
-            check(distance(&slow_grads[index], &expected), &format!("reference {name}"));
+            assert_close(&fast_grads[index], &expected, &of(name));
+            assert_close(&slow_grads[index], &expected, &of(&format!("reference {name}")));
         }
 
         let states = array(&case, "states", [lens.len(), value_heads, dk, dv]);
         for (index, (start, len)) in segments.iter().enumerate() {
             let state = states.clone().narrow(0, index, 1).squeeze_dim::<3>(0);
             let zeros = Tensor::zeros([value_heads, dk, dv], &Device::flex());
-            check(distance(&fast.narrow(start, len).step(zeros).1, &state), "the state");
+            assert_close(&fast.narrow(start, len).step(zeros).1, &state, &of("the state"));
         }
     }
 }

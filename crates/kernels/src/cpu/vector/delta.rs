@@ -5,7 +5,7 @@ use super::{exp_of, fma};
 /// Tokens of a chunk, at most.
 pub(crate) const CHUNK: usize = 64;
 
-/// What [`overlaps`] read of a row, left of the diagonal.
+/// What [`overlaps`] read of a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OverlapRow<'a> {
     pub(crate) keys: &'a [f32],
@@ -71,7 +71,7 @@ multiversioned! {
         }
     }
 
-    /// Backward of [`overlaps`] for the part of a row left of the diagonal, where `dmix` comes with its sign turned.
+    /// Backward of [`overlaps`] for a row, where `dmix` comes with its sign turned.
     ///
     /// Adds to the gradients of `keys` and `queries`. Leaves in `dmix` the terms whose sum is the gradient of `beta`, and
     /// in `dweights` those whose sum is the gradient of `cumulative[i]`, and each of which `cumulative[j]` loses.
