@@ -1,5 +1,5 @@
 //! Each operation at the sizes of a 135M model (h 576, 9/3 heads of 64, f 1536, V 49152), 512 tokens: CPU form and
-//! reference, forward alone and forward with backward. `items` are floating-point operations, or elements where
+//! reference, forward alone and forward with backward; linear attention at those of Qwen3.5-4B. `items` are floating-point operations, or elements where
 //! memory is the limit.
 
 use std::sync::Arc;
@@ -8,7 +8,10 @@ use burn::Tensor;
 use burn::tensor::{Device, Distribution};
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use qwen_tune_kernels::{Adapter, Segments, attention, head_loss, linear, reference, rms_norm, rope, swiglu};
+use qwen_tune_kernels::{
+    Adapter, Segments, attention, causal_conv, gated_delta, gated_norm, head_loss, linear, reference, rms_norm, rope,
+    swiglu,
+};
 
 const TOKENS: usize = 512;
 const HIDDEN: usize = 576;
@@ -210,5 +213,134 @@ mod head {
             Form::Fast => head_loss(h.clone(), head.clone(), &targets, &weights),
             Form::Reference => reference::head_loss(h.clone(), head.clone(), &targets, &weights, false),
         });
+    }
+}
+
+/// Linear attention at the sizes of Qwen3.5-4B: 16 key heads, 32 value heads of 128.
+mod linear_attention {
+    use super::*;
+
+    const KEY_HEADS: usize = 16;
+    const VALUE_HEADS: usize = 32;
+    const HEAD: usize = 128;
+    const CHANNELS: usize = (2 * KEY_HEADS + VALUE_HEADS) * HEAD;
+
+    #[divan::bench_group]
+    mod convolution {
+        use super::*;
+
+        fn apply(form: Form, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+            let segments = Segments::packed(&[TOKENS]);
+            match form {
+                Form::Fast => causal_conv(x, weight, None, &segments),
+                Form::Reference => reference::causal_conv(x, weight, None, &segments),
+            }
+        }
+
+        #[divan::bench(args = FORMS)]
+        fn forward(bencher: Bencher, form: Form) {
+            let (x, weight) = (draw([TOKENS, CHANNELS]), draw([CHANNELS, 4]));
+            bencher.counter(ItemsCount::new(TOKENS * CHANNELS)).bench_local(|| apply(form, x.clone(), weight.clone()));
+        }
+
+        #[divan::bench(args = FORMS)]
+        fn backward(bencher: Bencher, form: Form) {
+            let (x, weight, upstream) = (draw([TOKENS, CHANNELS]), draw([CHANNELS, 4]), draw([TOKENS, CHANNELS]));
+            forward_backward(bencher.counter(ItemsCount::new(TOKENS * CHANNELS)), &upstream, || {
+                apply(form, tracked(&x), weight.clone())
+            });
+        }
+    }
+
+    #[divan::bench_group]
+    mod norm_and_gate {
+        use super::*;
+
+        const SHAPE: [usize; 3] = [TOKENS, VALUE_HEADS, HEAD];
+
+        fn apply(form: Form, x: Tensor<3>, z: Tensor<3>, weight: Tensor<1>) -> Tensor<3> {
+            match form {
+                Form::Fast => gated_norm(x, z, weight, 1e-6),
+                Form::Reference => reference::gated_norm(x, z, weight, 1e-6),
+            }
+        }
+
+        #[divan::bench(args = FORMS)]
+        fn forward(bencher: Bencher, form: Form) {
+            let (x, z, weight) = (draw(SHAPE), draw(SHAPE), draw([HEAD]));
+            let items = ItemsCount::new(TOKENS * VALUE_HEADS * HEAD);
+            bencher.counter(items).bench_local(|| apply(form, x.clone(), z.clone(), weight.clone()));
+        }
+
+        #[divan::bench(args = FORMS)]
+        fn backward(bencher: Bencher, form: Form) {
+            let (x, z, weight, upstream) = (draw(SHAPE), draw(SHAPE), draw([HEAD]), draw(SHAPE));
+            forward_backward(bencher.counter(ItemsCount::new(TOKENS * VALUE_HEADS * HEAD)), &upstream, || {
+                apply(form, tracked(&x), tracked(&z), weight.clone())
+            });
+        }
+    }
+
+    /// The reference keeps several states a token for its backward: more tokens or heads would not fit.
+    #[divan::bench_group(sample_count = 10, sample_size = 1)]
+    mod delta_rule {
+        use super::*;
+
+        struct Operands {
+            heads: [Tensor<3>; 3],
+            gates: [Tensor<2>; 2],
+            segments: Arc<Segments>,
+        }
+
+        impl Operands {
+            fn draw(tokens: usize, share: usize) -> Self {
+                let heads = |heads| draw([tokens, heads / share, HEAD]);
+                let gate = || draw([tokens, VALUE_HEADS / share]);
+                let heads = [heads(KEY_HEADS), heads(KEY_HEADS), heads(VALUE_HEADS)];
+                Self { heads, gates: [gate() * 0.5 - 0.5, gate() * 0.5 + 0.5], segments: Segments::packed(&[tokens]) }
+            }
+
+            fn tracked(&self) -> Self {
+                let (heads, gates) = (self.heads.each_ref().map(tracked), self.gates.each_ref().map(tracked));
+                Self { heads, gates, segments: self.segments.clone() }
+            }
+
+            fn apply(&self, form: Form) -> Tensor<3> {
+                let ([q, k, v], [g, beta]) = (self.heads.clone(), self.gates.clone());
+                match form {
+                    Form::Fast => gated_delta(q, k, v, g, beta, &self.segments),
+                    Form::Reference => reference::gated_delta(q, k, v, g, beta, &self.segments),
+                }
+            }
+
+            fn upstream(&self) -> Tensor<3> {
+                draw(self.heads[2].dims())
+            }
+        }
+
+        #[divan::bench(args = FORMS)]
+        fn forward(bencher: Bencher, form: Form) {
+            let operands = Operands::draw(128, 4);
+            bencher.bench_local(|| operands.apply(form));
+        }
+
+        #[divan::bench(args = FORMS)]
+        fn backward(bencher: Bencher, form: Form) {
+            let operands = Operands::draw(128, 4);
+            forward_backward(bencher, &operands.upstream(), || operands.tracked().apply(form));
+        }
+
+        /// What `scripts/bench_delta.py` gives torch.
+        #[divan::bench]
+        fn long_forward(bencher: Bencher) {
+            let operands = Operands::draw(1024, 1);
+            bencher.bench_local(|| operands.apply(Form::Fast));
+        }
+
+        #[divan::bench]
+        fn long_backward(bencher: Bencher) {
+            let operands = Operands::draw(1024, 1);
+            forward_backward(bencher, &operands.upstream(), || operands.tracked().apply(Form::Fast));
+        }
     }
 }

@@ -14,8 +14,8 @@ use crate::Segments;
 use crate::cpu::columns::{Columns, ColumnsMut, rowwise};
 use crate::cpu::operand::from_vec;
 use crate::cpu::product::{Matrix, Threads, product};
-use crate::cpu::rows::add;
-use crate::cpu::vector::{self, delta};
+use crate::cpu::vector;
+use crate::cpu::vector::delta::{OverlapRow, overlaps_backward};
 
 #[derive(Debug)]
 pub(super) struct Step;
@@ -107,7 +107,9 @@ impl Operands {
                 let head = strip.key_head * group + member;
                 scratch.chunk.read(self, head, state);
                 scratch.drows.resize(2 * n * self.sizes.value, 0.0);
-                for (row, values) in scratch.drows[n * self.sizes.value..].chunks_exact_mut(self.sizes.value).enumerate() {
+                for (row, values) in
+                    scratch.drows[n * self.sizes.value..].chunks_exact_mut(self.sizes.value).enumerate()
+                {
                     let token = strip.start + first + row;
                     values.copy_from_slice(&dout.row(token)[member * self.sizes.value..][..self.sizes.value]);
                 }
@@ -137,7 +139,6 @@ impl Scratch {
         let Sizes { key, value: size, .. } = sizes;
         let n = chunk.len();
         let dstate = &mut dstates[member * sizes.state()..][..sizes.state()];
-        let kq = Matrix::dense(&chunk.kq, 2 * n, key);
         let keys = Matrix::dense(&chunk.kq[..n * key], n, key);
         dcumulative.clear();
         dcumulative.resize(n, 0.0);
@@ -240,23 +241,22 @@ fn overlap_row(
     dcumulative: &mut [f32],
 ) -> (f32, f32) {
     let n = chunk.len();
-    let left = row * n..row * n + row;
+    let range = row * n..(row + 1) * n;
     let (keys, queries) = chunk.overlaps.split_at(n * n);
     let (dmix, dweights) = dmatrices.split_at_mut(n * n);
     let (dkeys, dqueries) = doverlaps.split_at_mut(n * n);
-    // On the diagonal M is 0, and P does not decay.
-    dqueries[row * n + row] += dweights[row * n + row];
-    let (dmix, dweights) = (&mut dmix[left.clone()], &mut dweights[left.clone()]);
-    delta::overlaps_backward(
-        dmix,
-        dweights,
-        &mut dkeys[left.clone()],
-        &mut dqueries[left.clone()],
-        &keys[left.clone()],
-        &queries[left.clone()],
-        &chunk.decay[left],
-        chunk.beta[row],
-    );
+    let (dmix, dweights) = (&mut dmix[range.clone()], &mut dweights[range.clone()]);
+    // M has no diagonal.
+    dmix[row] = 0.0;
+    let forward = OverlapRow {
+        keys: &keys[range.clone()],
+        queries: &queries[range.clone()],
+        decay: &chunk.decay[range.clone()],
+        beta: chunk.beta[row],
+    };
+    overlaps_backward(dmix, dweights, &mut dkeys[range.clone()], &mut dqueries[range], forward);
+    // That of P does not decay: `G` of the row would lose what it gains, and strong decays are lost in that difference.
+    dweights[row] = 0.0;
     for (sum, change) in dcumulative.iter_mut().zip(&*dweights) {
         *sum -= change;
     }

@@ -21,8 +21,8 @@ use burn_flex::FlexTensor;
 
 use super::EPS;
 use crate::cpu::columns::Columns;
-pub(super) use crate::cpu::vector::delta::CHUNK;
 use crate::cpu::product::{Matrix, Threads, product};
+pub(super) use crate::cpu::vector::delta::CHUNK;
 use crate::cpu::vector::{self, delta};
 
 #[derive(Clone, Copy, Debug)]
@@ -135,10 +135,9 @@ impl Chunk {
         self.lengths.resize(2 * n, 0.0);
         let (keys, queries) = self.kq.split_at_mut(n * size);
         let (key_lengths, query_lengths) = self.lengths.split_at_mut(n);
-        for (out, lengths, source, scale) in [
-            (keys, key_lengths, &operands.k, 1.0),
-            (queries, query_lengths, &operands.q, operands.sizes.scale()),
-        ] {
+        for (out, lengths, source, scale) in
+            [(keys, key_lengths, &operands.k, 1.0), (queries, query_lengths, &operands.q, operands.sizes.scale())]
+        {
             let source = Columns::of(source).part(key_head, key_heads);
             for ((out, length), token) in out.chunks_exact_mut(size).zip(lengths).zip(tokens.clone()) {
                 let row = source.row(token);

@@ -5,6 +5,15 @@ use super::{exp_of, fma};
 /// Tokens of a chunk, at most.
 pub(crate) const CHUNK: usize = 64;
 
+/// What [`overlaps`] read of a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OverlapRow<'a> {
+    pub(crate) keys: &'a [f32],
+    pub(crate) queries: &'a [f32],
+    pub(crate) decay: &'a [f32],
+    pub(crate) beta: f32,
+}
+
 multiversioned! {
     /// `decay[i, j] = exp(cumulative[i] - cumulative[j])` for `j ≤ i`, else 0.
     ///
@@ -62,7 +71,7 @@ multiversioned! {
         }
     }
 
-    /// Backward of [`overlaps`] for the part of a row left of the diagonal, where `dmix` comes with its sign turned.
+    /// Backward of [`overlaps`] for a row, where `dmix` comes with its sign turned.
     ///
     /// Adds to the gradients of `keys` and `queries`. Leaves in `dmix` the terms whose sum is the gradient of `beta`, and
     /// in `dweights` those whose sum is the gradient of `cumulative[i]`, and each of which `cumulative[j]` loses.
@@ -71,13 +80,11 @@ multiversioned! {
         dweights: &mut [f32],
         dkeys: &mut [f32],
         dqueries: &mut [f32],
-        keys: &[f32],
-        queries: &[f32],
-        decay: &[f32],
-        beta: f32,
+        row: OverlapRow<'_>,
     ) {
         let n = dmix.len();
         let (dweights, dkeys, dqueries) = (&mut dweights[..n], &mut dkeys[..n], &mut dqueries[..n]);
+        let OverlapRow { keys, queries, decay, beta } = row;
         let (keys, queries, decay) = (&keys[..n], &queries[..n], &decay[..n]);
         for j in 0..n {
             let (dmixed, dweight) = (-dmix[j] * decay[j], dweights[j] * decay[j]);
@@ -103,7 +110,8 @@ mod tests {
             invert_unit_lower(&mut inverse, n);
             for i in 0..n {
                 for j in 0..n {
-                    let lower = |l: usize| if l < i { f64::from(m[i * n + l] * 0.2) } else { f64::from(u8::from(l == i)) };
+                    let lower =
+                        |l: usize| if l < i { f64::from(m[i * n + l] * 0.2) } else { f64::from(u8::from(l == i)) };
                     let entry: f64 = (0..n).map(|l| lower(l) * f64::from(inverse[l * n + j])).sum();
                     assert!((entry - f64::from(u8::from(i == j))).abs() < 1e-5, "{n}: {entry} at {i}, {j}");
                 }
