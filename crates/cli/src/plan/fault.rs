@@ -1,6 +1,6 @@
 //! Faults of libraries as diagnostics with their place.
 
-use qwen_tune_data::DataError;
+use qwen_tune_data::{DataError, RowError};
 use qwen_tune_qwen::ModelError;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
@@ -8,13 +8,31 @@ use crate::recipe::RecipeDoc;
 
 /// A fault of data, with file, row and column where it has them.
 pub fn data_fault(error: &DataError) -> Diagnostic {
-    let diagnostic = Diagnostic::mistake_from("data", error);
-    match error {
-        DataError::Row { path, row, column, .. } => {
-            diagnostic.place(Place { file: path.clone(), row: Some(*row), column: column.clone() })
+    let DataError::Row { path, row, line, column, error: inner } = error else {
+        return Diagnostic::mistake_from("data", error);
+    };
+    let place = Place { file: path.clone(), row: Some(*row), line: *line, column: column.clone() };
+    row_fault(inner).place(place)
+}
+
+/// What is wrong inside a row.
+fn row_fault(error: &RowError) -> Diagnostic {
+    let code = match error {
+        RowError::SpecialToken { token, what, around } => {
+            return Diagnostic::mistake("special-token", format!("{what} spells the special token `{token}`"))
+                .excerpt(around)
+                .hint("to read it as plain text: `--set tokens.special_tokens=escape`")
+                .hint("or, if it is meant as the token: `--set tokens.special_tokens=allow`");
         }
-        _ => diagnostic,
-    }
+        RowError::UnknownRole { .. } => "unknown-role",
+        RowError::NoMaskRule => "no-mask-rule",
+        RowError::NoTemplate => "no-template",
+        RowError::PromptChanged { .. } => "prompt-changed",
+        RowError::Template { .. } => "template-failed",
+        RowError::Overlong { .. } => "overlong",
+        _ => "data",
+    };
+    Diagnostic::mistake_from(code, error)
 }
 
 /// Faults of data, pointing at the recipe's section.

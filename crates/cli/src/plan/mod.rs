@@ -1,6 +1,7 @@
 //! From what the recipe says to what will happen: files opened, every `auto` decided with its reason, lengths turned
 //! into steps. Nothing is allocated on a device and nothing is written.
 
+mod audit;
 mod fault;
 mod length;
 mod room;
@@ -17,7 +18,9 @@ use qwen_tune_train::{EvalConfig, EvalData, EvalSet, EvalSource, ObjectiveKind, 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Choice, Purpose, Recipe, RecipeDoc, Setting};
 
+pub use audit::{Part, audit_report};
 pub use fault::{data_fault, data_faults, model_faults};
+pub use length::step_size;
 pub use room::{MemoryTable, available_memory};
 pub use trained::{Trained, bind_adapter, trained};
 
@@ -33,6 +36,8 @@ pub struct Plan {
     pub eval: Option<EvalSet>,
     /// What the first rows of every source look like.
     pub audit: Audit,
+    /// The same of rows that are only evaluated on, where they are not a part of the training rows.
+    pub eval_audit: Option<Audit>,
     /// What is trained.
     pub trained: Trained,
     /// Where.
@@ -54,9 +59,6 @@ pub struct Plan {
     /// What was decided, and why.
     pub choices: Vec<Choice>,
 }
-
-/// Rows of each source that are looked at before a run starts.
-const AUDIT_ROWS: u64 = 256;
 
 /// A recipe and what will happen.
 pub struct Prepared {
@@ -168,16 +170,19 @@ impl Plan {
         let (Some(trained), Some(whole), Some(device), false) = (trained, whole, device, faults.has_errors()) else {
             return Err(faults);
         };
-        let (data, held) = match (held, eval.fraction) {
-            (None, Some(fraction)) => {
-                let (kept, held) = whole
-                    .split(fraction, recipe.run.seed)
-                    .map_err(|e| Diagnostics::from(data_fault(&e).at(doc.span_of("eval.fraction"))))?;
-                (kept, Some(held))
-            }
-            (held, _) => (whole, held),
+        let (data, held) = match held {
+            Some(held) => (whole, Some(held)),
+            None => training_rows(whole, recipe, doc)?,
         };
-        let audit = audited(&data, doc)?;
+        let (audit, told) = audit::first_rows(&data, Part::Train, &recipe.tokens, doc)?;
+        faults.extend(told);
+        let mut eval_audit = None;
+        if let (Some(held), true) = (&held, eval.data.is_some()) {
+            let (audit, told) = audit::first_rows(held, Part::Eval, &recipe.tokens, doc)?;
+            faults.extend(told);
+            eval_audit = Some(audit);
+        }
+        let faults = faults.stop_on_errors()?;
 
         let mut choices = Vec::new();
         let mut resolved = recipe.clone();
@@ -232,6 +237,7 @@ impl Plan {
             data,
             eval,
             audit,
+            eval_audit,
             trained,
             device,
             directory,
@@ -250,6 +256,23 @@ impl Plan {
 pub fn roots(doc: &RecipeDoc) -> Vec<PathBuf> {
     let own = doc.directory().map(Path::to_owned).filter(|p| !p.as_os_str().is_empty());
     std::iter::once(PathBuf::from(".")).chain(own).collect()
+}
+
+/// Rows to train on and rows held out of them, where `[eval] fraction` holds some out.
+///
+/// # Errors
+/// If a part would have no row.
+pub fn training_rows(
+    whole: Dataset,
+    recipe: &Recipe,
+    doc: &RecipeDoc,
+) -> Result<(Dataset, Option<Dataset>), Diagnostics> {
+    let eval = recipe.eval.as_ref().filter(|eval| eval.data.is_none());
+    let Some(fraction) = eval.and_then(|eval| eval.fraction) else { return Ok((whole, None)) };
+    let (kept, held) = whole
+        .split(fraction, recipe.run.seed)
+        .map_err(|e| Diagnostics::from(data_fault(&e).at(doc.span_of("eval.fraction"))))?;
+    Ok((kept, Some(held)))
 }
 
 /// Rows that `[eval] data` names.
@@ -271,25 +294,4 @@ pub fn held_out(eval: &EvalConfig, encoder: &Arc<Encoder>, doc: &RecipeDoc) -> R
     Dataset::open(&sources, encoder.clone(), &roots(doc))
         .map(Some)
         .map_err(|errors| data_faults(&errors, doc, "eval.data"))
-}
-
-/// Looks at the first rows; a source in which nothing carries loss is a mistake.
-fn audited(data: &Dataset, doc: &RecipeDoc) -> Result<Audit, Diagnostics> {
-    let audit = data.audit(AUDIT_ROWS).map_err(|e| Diagnostics::from(data_fault(&e)))?;
-    let mut faults = Diagnostics::new();
-    for (index, (source, info)) in audit.sources.iter().zip(data.sources()).enumerate() {
-        if source.trained == 0 {
-            let file = info.files.first().map(|f| f.display().to_string()).unwrap_or_default();
-            faults.push(
-                Diagnostic::mistake(
-                    "no-loss",
-                    format!("no token of the first {} rows of `{file}` carries loss", source.rows),
-                )
-                .at(doc.span_of(&format!("data[{index}].path")))
-                .hint("see what is trained with `tokens.loss_on`, and that the rows have assistant turns"),
-            );
-        }
-    }
-    faults.stop_on_errors()?;
-    Ok(audit)
 }
