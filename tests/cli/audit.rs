@@ -1,6 +1,6 @@
 //! Rows that would teach something else than was meant: what stops a run, end to end, and what it leaves behind.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -14,10 +14,18 @@ struct Case {
     template: Option<String>,
     tokens: &'static str,
     rest: String,
+    /// Settings of the tokenizer over the tiny model's.
+    tokenizer: Option<Value>,
 }
 
 fn case(rows: impl IntoIterator<Item = Value>) -> Case {
-    Case { rows: rows.into_iter().collect(), template: None, tokens: "max_length = 512", rest: String::new() }
+    Case {
+        rows: rows.into_iter().collect(),
+        template: None,
+        tokens: "max_length = 512",
+        rest: String::new(),
+        tokenizer: None,
+    }
 }
 
 fn template(template: &str) -> Option<String> {
@@ -35,11 +43,13 @@ impl Case {
             std::fs::write(directory.join("chat.jinja"), text).unwrap();
             "template = \"chat.jinja\"\n".to_owned()
         });
+        let base = match &self.tokenizer {
+            None => root.join("datasets/tiny-qwen3"),
+            Some(settings) => model_with(settings, &root.join("datasets/tiny-qwen3"), &directory.join("model")),
+        };
         let recipe = format!(
             "[model]\nbase = {:?}\n\n[tokens]\n{}\n{template}\n[[data]]\npath = \"rows.jsonl\"\n\n[run]\nsteps = 1\n{}",
-            root.join("datasets/tiny-qwen3"),
-            self.tokens,
-            self.rest,
+            base, self.tokens, self.rest,
         );
         std::fs::write(directory.join("recipe.toml"), recipe).unwrap();
     }
@@ -49,6 +59,20 @@ impl Case {
         self.write(directory.path());
         output_of(directory.path(), arguments)
     }
+}
+
+/// A copy of a model with other settings of its tokenizer.
+fn model_with(settings: &Value, model: &Path, copy: &Path) -> PathBuf {
+    std::fs::create_dir(copy).unwrap();
+    for file in std::fs::read_dir(model).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let path = copy.join("tokenizer_config.json");
+    let mut all: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    std::fs::write(&path, all.to_string()).unwrap();
+    copy.to_owned()
 }
 
 fn turns(turns: &[(&str, &str)]) -> Value {
@@ -90,7 +114,12 @@ refusals! {
         // 2041 is `<|endoftext|>`, which the tokenizer also pads with.
         ..case((0..4).map(|i| json!({"input_ids": [40 + i, 50, 51, 2041], "labels": [-100, 50, 51, -100]})))
     };
-    double_bos: case((0..3).map(|i| json!({"input_ids": [2042, 2042, 50 + i, 51, 2043]})));
+    double_bos: Case {
+        // The template begins with the token, and so does the first turn.
+        tokenizer: Some(json!({"bos_token": "<|im_start|>"})),
+        template: template(&format!("{{{{ bos_token }}}}{TEMPLATE}")),
+        ..case((0..3).map(answered))
+    };
     double_eos: Case {
         tokens: "max_length = 512\nspecial_tokens = \"allow\"",
         ..case((0..3).map(|i| turns(&[("user", &format!("What is {i}?")), ("assistant", "That.<|im_end|>")])))

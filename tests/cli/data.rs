@@ -29,6 +29,7 @@ snapshots! {
     rows: "--set", CHAT, "--rows", "2";
     rows_with_tools: "--set", TOOLS, "--rows", "1", "--from", "3";
     rows_of_a_source: "--set", CHAT, "--set", TEXT, "--source", "1", "--rows", "1", "--from", "63";
+    rows_that_are_cut: "--set", CHAT, "--rows", "1", "--set", "tokens.max_length=60";
     rows_as_json: "--set", CHAT, "--rows", "2", "--json";
     packed: "--set", CHAT, "--set", TEXT, "--packed", "--rows", "2";
     packed_as_json: "--set", CHAT, "--packed", "--rows", "1", "--json", "--set", "tokens.max_length=128";

@@ -116,7 +116,7 @@ fn remedies(code: AuditCode, source: &SourceAudit) -> Vec<String> {
     let fixed = |text: &str| vec![text.to_owned()];
     match code {
         AuditCode::NoLoss => fixed(
-            "the rows need turns of the role `assistant`, or completions; `--set tokens.loss_on=all` trains on every token",
+            "the rows need turns of the role `assistant`, completions, or labels that are not -100; `--set tokens.loss_on=all` trains on every token of a conversation",
         ),
         AuditCode::LittleLoss => fixed(
             "see with `qwen-tune data` what is trained; `tokens.loss_on`, `tokens.max_length` and the format of the rows decide",

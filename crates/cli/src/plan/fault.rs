@@ -17,22 +17,31 @@ pub fn data_fault(error: &DataError) -> Diagnostic {
 
 /// What is wrong inside a row.
 fn row_fault(error: &RowError) -> Diagnostic {
-    let code = match error {
+    let from = |code| Diagnostic::mistake_from(code, error);
+    match error {
         RowError::SpecialToken { token, what, around } => {
-            return Diagnostic::mistake("special-token", format!("{what} spells the special token `{token}`"))
+            Diagnostic::mistake("special-token", format!("{what} spells the special token `{token}`"))
                 .excerpt(around)
                 .hint("to read it as plain text: `--set tokens.special_tokens=escape`")
-                .hint("or, if it is meant as the token: `--set tokens.special_tokens=allow`");
+                .hint("or, if it is meant as the token: `--set tokens.special_tokens=allow`")
         }
-        RowError::UnknownRole { .. } => "unknown-role",
-        RowError::NoMaskRule => "no-mask-rule",
-        RowError::NoTemplate => "no-template",
-        RowError::PromptChanged { .. } => "prompt-changed",
-        RowError::Template { .. } => "template-failed",
-        RowError::Overlong { .. } => "overlong",
-        _ => "data",
-    };
-    Diagnostic::mistake_from(code, error)
+        RowError::UnknownRole { .. } => from("unknown-role")
+            .hint("rename the role in the rows, or give a chat template that knows it: `--set tokens.template=PATH`"),
+        RowError::NoMaskRule => Diagnostic::mistake(
+            "no-mask-rule",
+            "nothing tells the assistant's tokens from the others: the chat template is not ChatML and has no `{% generation %}` tag",
+        )
+        .hint("put the tag around answers in a template of your own: `--set tokens.template=PATH`")
+        .hint("or train on everything: `--set tokens.loss_on=all`"),
+        RowError::NoTemplate => from("no-template"),
+        RowError::PromptChanged { .. } => from("prompt-changed"),
+        RowError::Template { .. } => from("template-failed")
+            .hint("see which row it cannot render, or give another template: `--set tokens.template=PATH`"),
+        RowError::Overlong { tokens, .. } => from("overlong")
+            .hint(format!("`--set tokens.max_length={tokens}` takes it whole"))
+            .hint("or say what becomes of long rows: `--set tokens.overlong=truncate`"),
+        _ => from("data"),
+    }
 }
 
 /// Faults of data, pointing at the recipe's section.

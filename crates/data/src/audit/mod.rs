@@ -35,7 +35,8 @@ const PROBED: u64 = 8;
 pub struct AuditLimits {
     /// Rows of each source.
     pub rows: u64,
-    /// Bytes of text in all, shared evenly by the sources; a source's first row is looked at whatever its size.
+    /// Bytes of text in all, shared evenly by the sources. A source's first row is looked at whatever its size, of a
+    /// document only the part that there is room for.
     pub bytes: u64,
 }
 
@@ -179,7 +180,7 @@ impl Audit {
             let mut room = share;
             loop {
                 let wanted = limits.rows.saturating_sub(tally.rows()).min(CHUNK as u64) as usize;
-                let mut rows = read(dataset, &mut samples, source, wanted)?;
+                let mut rows = read(dataset, &mut samples, source, wanted, share)?;
                 let affordable = affordable(&rows, &mut room, tally.rows() == 0);
                 let done = rows.is_empty() || affordable < rows.len();
                 rows.truncate(affordable);
@@ -197,8 +198,23 @@ impl Audit {
 
 type Read = (Candidate, Result<Row, DataError>);
 
+/// A document without what is beyond so many bytes; one that is longer is too long for any sequence either way.
+fn shortened(mut row: Row, bytes: u64) -> Row {
+    if let Row::Text(text) = &mut row {
+        let end = text.floor_char_boundary(usize::try_from(bytes).unwrap_or(usize::MAX));
+        text.truncate(end);
+    }
+    row
+}
+
 /// The next rows of a source.
-fn read(dataset: &Dataset, samples: &mut Samples<'_>, source: usize, wanted: usize) -> Result<Vec<Read>, DataError> {
+fn read(
+    dataset: &Dataset,
+    samples: &mut Samples<'_>,
+    source: usize,
+    wanted: usize,
+    longest: u64,
+) -> Result<Vec<Read>, DataError> {
     let mut candidates = Vec::with_capacity(wanted);
     while candidates.len() < wanted {
         match samples.advance().transpose()? {
@@ -207,7 +223,7 @@ fn read(dataset: &Dataset, samples: &mut Samples<'_>, source: usize, wanted: usi
         }
     }
     let row = |candidate: Candidate| {
-        let row = dataset.row(&candidate);
+        let row = dataset.row(&candidate).map(|row| shortened(row, longest));
         (candidate, row)
     };
     Ok(candidates.into_par_iter().map(row).collect())
