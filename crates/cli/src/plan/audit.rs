@@ -71,6 +71,9 @@ fn refused(unreadable: &Unreadable, source: &SourceAudit) -> Diagnostic {
     if unreadable.rows > 1 {
         diagnostic.message.push_str(&share(unreadable.rows, source.rows));
     }
+    if diagnostic.excerpt.is_none() {
+        diagnostic.excerpt.clone_from(&unreadable.excerpt);
+    }
     diagnostic
 }
 

@@ -67,7 +67,23 @@ mod tests {
 
     #[test]
     fn names_are_what_recipes_take() {
-        for code in [AuditCode::NoLoss, AuditCode::ThinkUnclosed, AuditCode::SameRows, AuditCode::DoubleEos] {
+        use AuditCode::*;
+        for code in [
+            NoLoss,
+            LittleLoss,
+            RoleUnmatched,
+            RoleDropped,
+            StopUntrained,
+            DoubleBos,
+            DoubleEos,
+            ThinkUnclosed,
+            ThinkUnopened,
+            AllOverlong,
+            AnswersCut,
+            EmptyAnswers,
+            ReasoningLost,
+            SameRows,
+        ] {
             assert_eq!(serde_json::to_value(code).ok(), Some(code.name().into()));
         }
     }

@@ -1,6 +1,7 @@
 //! A few tokens of a row on one line, trained stretches between `⟦` and `⟧`.
 
 use crate::encode::{Encoder, Tokenised};
+use crate::row::Row;
 
 /// Characters on either side of the place.
 const SIDE: usize = 90;
@@ -31,6 +32,23 @@ pub(super) fn excerpt(encoder: &Encoder, row: &Tokenised, focus: usize) -> Strin
         at = stop;
     }
     out + if end < row.ids.len() { "..." } else { "" }
+}
+
+/// How a row begins that cannot be shown as the model sees it.
+pub(super) fn beginning(row: &Row) -> Option<String> {
+    let text = match row {
+        Row::Chat(conversation) | Row::ChatCompletion { prompt: conversation, .. } => {
+            let turns: Vec<_> = conversation.messages.iter().map(|message| message.fields().clone()).collect();
+            serde_json::to_string(&turns).ok()?
+        }
+        Row::Completion { prompt, .. } => one_line(prompt),
+        Row::Text(text) => one_line(text.get(..text.floor_char_boundary(4 * SIDE))?),
+        Row::Tokens { ids, .. } => format!("{:?}", ids.get(..ids.len().min(SIDE / 4))?),
+    };
+    Some(match text.char_indices().nth(2 * SIDE) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    })
 }
 
 /// Text on one line: what moves a cursor or cannot be seen is escaped.

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use serde::{Serialize, Serializer};
 
 pub use self::code::AuditCode;
+use self::excerpt::beginning;
 pub(crate) use self::excerpt::one_line;
 pub use self::lengths::{Bar, Lengths};
 use self::look::{Facts, Look, weight};
@@ -128,6 +129,8 @@ pub struct Unreadable {
     /// What is wrong with the first.
     #[serde(serialize_with = "told")]
     pub first: DataError,
+    /// How that row begins, where it could be read so far.
+    pub excerpt: Option<String>,
 }
 
 fn told<S: Serializer>(error: &DataError, serializer: S) -> Result<S::Ok, S::Error> {
@@ -242,18 +245,19 @@ fn affordable(rows: &[Read], room: &mut u64, first: bool) -> usize {
 
 fn look(dataset: &Dataset, facts: &Facts, tally: &mut Tally<'_>, rows: Vec<Read>) -> Result<(), DataError> {
     let before = tally.rows();
-    let looks: Vec<Result<Look, DataError>> = rows
+    let looks: Vec<Result<Look, (DataError, Option<String>)>> = rows
         .into_par_iter()
         .enumerate()
         .map(|(index, (candidate, row))| {
             let probe = before + (index as u64) < PROBED;
-            Look::at(dataset, facts, &candidate, &row?, probe)
+            let row = row.map_err(|error| (error, None))?;
+            Look::at(dataset, facts, &candidate, &row, probe).map_err(|error| (error, beginning(&row)))
         })
         .collect();
     for look in looks {
         match look {
             Ok(look) => tally.add(&look),
-            Err(error) => tally.wrong(error)?,
+            Err((error, excerpt)) => tally.wrong(error, excerpt)?,
         }
     }
     Ok(())

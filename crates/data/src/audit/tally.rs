@@ -75,13 +75,13 @@ impl<'a> Tally<'a> {
     }
 
     /// A row whose contents are wrong: counted with those that are wrong in the same way.
-    pub(super) fn wrong(&mut self, error: DataError) -> Result<(), DataError> {
+    pub(super) fn wrong(&mut self, error: DataError, excerpt: Option<String>) -> Result<(), DataError> {
         let DataError::Row { error: row, .. } = &error else { return Err(error) };
         let kind = std::mem::discriminant(row.as_ref());
         self.audit.rows += 1;
         match self.unreadable.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, unreadable)) => unreadable.rows += 1,
-            None => self.unreadable.push((kind, Unreadable { rows: 1, first: error })),
+            None => self.unreadable.push((kind, Unreadable { rows: 1, first: error, excerpt })),
         }
         Ok(())
     }
@@ -171,7 +171,7 @@ impl<'a> Tally<'a> {
                 AuditCode::DoubleBos => (habit(rows), format!("the token {} begins the sequence twice", self.token(&seen))),
                 AuditCode::DoubleEos => (habit(rows), format!("the end token {} stands twice in a row", self.token(&seen))),
                 AuditCode::ThinkUnclosed => (habit(rows), "an answer opens `<think>` and never closes it".to_owned()),
-                AuditCode::ThinkUnopened => (false, "an answer closes `</think>` without having opened it".to_owned()),
+                AuditCode::ThinkUnopened => (habit(rows), "an answer closes `</think>` without having opened it".to_owned()),
                 AuditCode::AnswersCut if habit(rows) => {
                     (false, "everything that carries loss lies behind `tokens.max_length`".to_owned())
                 }

@@ -193,7 +193,7 @@ fn doubled_ends_and_beginnings_are_found() {
 fn thinking_blocks_that_are_open_at_one_end_are_found() {
     let answer = |text: &'static str| move |i: usize| chat(&[("user", &format!("{i} <think>")), ("assistant", text)]);
     assert_eq!(found(encoder(GENERATION), &rows(3, answer("<think>\nhm"))), [("think-unclosed", true, 3)]);
-    assert_eq!(found(encoder(GENERATION), &rows(3, answer("hm</think>ok"))), [("think-unopened", false, 3)]);
+    assert_eq!(found(encoder(GENERATION), &rows(3, answer("hm</think>ok"))), [("think-unopened", true, 3)]);
     let opened = GENERATION.replace("message.content + '<|im_end|>", "'<think>\\n' + message.content + '<|im_end|>");
     assert_eq!(found(encoder(&opened), &rows(3, good)), [("think-unclosed", true, 3)]);
     let rare = rows(200, |i| if i == 7 { answer("<think>\nhm")(i) } else { good(i) });
