@@ -150,7 +150,7 @@ fn remedies(code: AuditCode, source: &SourceAudit) -> Vec<String> {
         ],
         AuditCode::EmptyAnswers => fixed("give the answers a text, or leave the rows out"),
         AuditCode::ReasoningLost => fixed(
-            "train only the turn that keeps it: `--set tokens.loss_on=last`; some templates keep all of it with `--set tokens.template_vars.preserve_thinking=true`",
+            "where the template keeps it in the last turn, train only that: `--set tokens.loss_on=last`; some keep it in every turn with `--set tokens.template_vars.preserve_thinking=true`, others only inside the text of the answer",
         ),
         AuditCode::SameRows => fixed("see with `qwen-tune data` whether this is the file that was meant"),
         _ => Vec::new(),

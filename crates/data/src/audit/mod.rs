@@ -245,19 +245,20 @@ fn affordable(rows: &[Read], room: &mut u64, first: bool) -> usize {
 
 fn look(dataset: &Dataset, facts: &Facts, tally: &mut Tally<'_>, rows: Vec<Read>) -> Result<(), DataError> {
     let before = tally.rows();
-    let looks: Vec<Result<Look, (DataError, Option<String>)>> = rows
+    let looks: Vec<Result<Look, Box<Unreadable>>> = rows
         .into_par_iter()
         .enumerate()
         .map(|(index, (candidate, row))| {
             let probe = before + (index as u64) < PROBED;
-            let row = row.map_err(|error| (error, None))?;
-            Look::at(dataset, facts, &candidate, &row, probe).map_err(|error| (error, beginning(&row)))
+            let wrong = |first, excerpt| Box::new(Unreadable { rows: 1, first, excerpt });
+            let row = row.map_err(|error| wrong(error, None))?;
+            Look::at(dataset, facts, &candidate, &row, probe).map_err(|error| wrong(error, beginning(&row)))
         })
         .collect();
     for look in looks {
         match look {
             Ok(look) => tally.add(&look),
-            Err((error, excerpt)) => tally.wrong(error, excerpt)?,
+            Err(unreadable) => tally.wrong(*unreadable)?,
         }
     }
     Ok(())

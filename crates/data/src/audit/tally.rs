@@ -75,13 +75,13 @@ impl<'a> Tally<'a> {
     }
 
     /// A row whose contents are wrong: counted with those that are wrong in the same way.
-    pub(super) fn wrong(&mut self, error: DataError, excerpt: Option<String>) -> Result<(), DataError> {
-        let DataError::Row { error: row, .. } = &error else { return Err(error) };
-        let kind = std::mem::discriminant(row.as_ref());
+    pub(super) fn wrong(&mut self, row: Unreadable) -> Result<(), DataError> {
+        let DataError::Row { error, .. } = &row.first else { return Err(row.first) };
+        let kind = std::mem::discriminant(error.as_ref());
         self.audit.rows += 1;
         match self.unreadable.iter_mut().find(|(known, _)| *known == kind) {
-            Some((_, unreadable)) => unreadable.rows += 1,
-            None => self.unreadable.push((kind, Unreadable { rows: 1, first: error, excerpt })),
+            Some((_, unreadable)) => unreadable.rows += row.rows,
+            None => self.unreadable.push((kind, row)),
         }
         Ok(())
     }
