@@ -5,6 +5,7 @@
 
 mod code;
 mod excerpt;
+mod findings;
 mod lengths;
 mod look;
 mod tally;
