@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use qwen_tune_data::{
     AuditCode, AuditLimits, Dataset, Encoder, LossOn, Overlong, SourceAudit, SourceConfig, SpecialTokens, TokensConfig,
     Verdict,
@@ -268,4 +269,37 @@ fn an_excerpt_shows_the_place_on_one_line_with_what_is_trained() {
     let excerpt = &audit.findings[0].first.excerpt;
     assert!(excerpt.starts_with("...zz") && excerpt.ends_with("\\n⟦<think>\\nhm<|im_end|>\\n⟧"), "{excerpt}");
     assert!(excerpt.contains("\\u{1b}") && !excerpt.contains('\n') && excerpt.len() < 300, "{excerpt}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #[test]
+    fn any_row_can_be_looked_at(
+        turns in prop::collection::vec((0usize..4, prop::collection::vec(0usize..9, 0..5)), 1..6),
+        ids in prop::collection::vec(0..VOCAB, 1..9),
+        masked in any::<bool>(),
+        max_length in 2usize..40,
+        template in 0usize..3,
+    ) {
+        const PARTS: [&str; 9] =
+            ["<|im_end|>", "<|endoftext|>", "<think>", "</think>", "\n", "é🦀", "a word", "\u{202e}\0", "{{"];
+        let turns: Vec<(&str, String)> = turns
+            .iter()
+            .map(|(role, parts)| (["system", "user", "assistant", "tool"][*role], parts.iter().map(|p| PARTS[*p]).collect()))
+            .collect();
+        let said: Vec<(&str, &str)> = turns.iter().map(|(role, text)| (*role, text.as_str())).collect();
+        let labels: Vec<i64> = ids.iter().enumerate().map(|(i, id)| if masked && i % 2 == 0 { -100 } else { *id as i64 }).collect();
+        let config = TokensConfig { max_length, special_tokens: SpecialTokens::Allow, ..TokensConfig::default() };
+        for row in [chat(&said), json!({"input_ids": ids, "labels": labels})] {
+            let template = [CHATML, GENERATION, DEAF_TO_TOOLS][template];
+            let audit = audit(encoder_with(template, config.clone()), &[row.clone(), row]);
+            prop_assert_eq!(audit.rows, 2);
+            prop_assert!(audit.trained <= audit.tokens && audit.unreadable.is_empty());
+            prop_assert!(audit.trained > 0 || audit.findings.iter().any(|f| f.code == AuditCode::NoLoss));
+            for finding in &audit.findings {
+                prop_assert_eq!(finding.first.row, 0);
+                prop_assert!(!finding.first.excerpt.contains('\n'));
+            }
+        }
+    }
 }
