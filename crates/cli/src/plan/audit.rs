@@ -141,7 +141,7 @@ fn remedies(code: AuditCode, source: &SourceAudit) -> Vec<String> {
             "close every block in the rows, or move the reasoning to `reasoning_content`, which the chat template frames",
         ),
         AuditCode::AllOverlong => vec![
-            format!("`--set tokens.max_length={}` takes nine of ten rows whole", source.lengths.quantile(0.9)),
+            format!("`--set tokens.max_length={}` takes nine of ten rows whole", source.row_lengths.quantile(0.9)),
             "or cut long rows into pieces: `--set tokens.overlong=split`".to_owned(),
         ],
         AuditCode::AnswersCut => vec![

@@ -90,7 +90,7 @@ fn length(encoder: &Encoder, audit: &SourceAudit, counts: &Counts) -> Option<Fin
     let config = encoder.config();
     let cuts = matches!(config.overlong, Overlong::Truncate | Overlong::Drop);
     let first = counts.cut.as_ref().filter(|_| cuts && audit.overlong == audit.rows)?;
-    let (max, shortest) = (config.max_length, audit.lengths.quantile(0.0));
+    let (max, shortest) = (config.max_length, audit.row_lengths.quantile(0.0));
     let message = format!("every row is longer than `tokens.max_length` = {max}; the shortest has {shortest} tokens");
     Some(finding(AuditCode::AllOverlong, true, audit.rows, first, message))
 }

@@ -43,6 +43,8 @@ pub(super) struct Look {
     pub(super) tokens: u64,
     pub(super) trained: u64,
     pub(super) truncated: bool,
+    /// Of the samples that have loss.
+    pub(super) lengths: Vec<usize>,
     /// Trained tokens before `max_length`.
     pub(super) trained_whole: u64,
     /// Codes, each with the token where it shows.
@@ -107,6 +109,7 @@ impl Look {
             tokens: cut.samples.iter().map(|sample| sample.ids.len() as u64).sum(),
             trained,
             truncated: cut.truncated,
+            lengths: cut.samples.iter().filter(|s| s.num_trained() > 0).map(|s| s.ids.len()).collect(),
             trained_whole,
             oddities,
             stop: stop(facts, encoder, row, &whole),

@@ -84,7 +84,11 @@ pub struct SourceAudit {
     /// Tokens of the longest row, before `max_length`.
     pub longest: usize,
     /// Lengths of the rows before `max_length`.
-    pub lengths: Lengths,
+    #[serde(rename = "lengths")]
+    pub row_lengths: Lengths,
+    /// Tokens of each sequence that has any with loss.
+    #[serde(skip)]
+    pub lengths: Vec<usize>,
     /// What is odd, what stops a run first.
     pub findings: Vec<Finding>,
     /// Rows that are no rows of their format, by what is wrong with them.

@@ -140,7 +140,8 @@ impl<'a> Tally<'a> {
         audit.overlong += u64::from(whole > max);
         audit.cut_tokens += whole.saturating_sub(max) as u64;
         audit.longest = audit.longest.max(whole);
-        audit.lengths.add(whole);
+        audit.row_lengths.add(whole);
+        audit.lengths.extend(&look.lengths);
         if self.digests.contains(&look.digest) {
             audit.duplicates += 1;
         } else if self.digests.len() < DIGESTS {

@@ -45,7 +45,7 @@ pub(super) fn show(rows: &Rows, printer: &Printer) -> Ended {
 
 /// How long the rows of a source are.
 fn lengths(source: &SourceAudit, max_length: usize) -> String {
-    let [half, most, nearly_all] = [0.5, 0.9, 0.99].map(|share| count(source.lengths.quantile(share) as u64));
+    let [half, most, nearly_all] = [0.5, 0.9, 0.99].map(|share| count(source.row_lengths.quantile(share) as u64));
     let share = source.overlong as f64 / source.rows.max(1) as f64;
     let mut out = format!(
         "\n{}: tokens of a row\n  p50 {half}, p90 {most}, p99 {nearly_all}, longest {}\n  `tokens.max_length` = {} is \
@@ -57,7 +57,7 @@ fn lengths(source: &SourceAudit, max_length: usize) -> String {
         percent(share),
         count(source.cut_tokens),
     );
-    let bars = source.lengths.bars();
+    let bars = source.row_lengths.bars();
     let highest = bars.iter().map(|bar| bar.rows).max().unwrap_or(0).max(1);
     let mut table = Table::new([">", "", ">", ""]);
     for bar in bars {
