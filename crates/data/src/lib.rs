@@ -30,10 +30,10 @@ mod split;
 pub mod stream;
 mod tokens;
 
-pub use audit::{Audit, SourceAudit};
+pub use audit::{Audit, AuditCode, AuditLimits, Finding, SourceAudit, Unreadable, Verdict};
 pub use batch::{Batch, IGNORE, Sequence, Step};
 pub use dataset::{Dataset, SourceInfo};
-pub use encode::{Encoded, Encoder, TextStream, Tokenised};
+pub use encode::{Encoded, Encoder, Piece, TextStream, Tokenised};
 pub use error::{DataError, RowError};
 pub use evaluate::{Batches, Samples};
 pub use format::{Format, read_messages};

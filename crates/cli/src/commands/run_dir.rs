@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use qwen_tune_data::AuditLimits;
 use qwen_tune_weights::WeightError;
 use qwen_tune_weights::atomic::write_file;
 
@@ -52,13 +53,17 @@ pub(super) fn begin(plan: &Plan, doc: &RecipeDoc) -> Result<(), Diagnostics> {
         "micro_batch": plan.micro_batch,
         "recompute": plan.recompute,
         "rows": plan.data.rows(),
-        "audit": plan.audit,
         "choices": choices,
     });
     let summary = serde_json::to_string_pretty(&summary)
         .map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
+    let audit = serde_json::json!({ "limits": AuditLimits::START, "data": plan.audit, "eval": plan.eval_audit });
+    let audit =
+        serde_json::to_string_pretty(&audit).map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
     let written = doc.text().map_or(resolved.as_str(), |text| text);
-    for (name, text) in [("recipe.toml", written), ("plan.json", &summary), ("recipe.resolved.toml", &resolved)] {
+    for (name, text) in
+        [("recipe.toml", written), ("plan.json", &summary), ("audit.json", &audit), ("recipe.resolved.toml", &resolved)]
+    {
         put(&dir.join(name), text)?;
     }
     Ok(())

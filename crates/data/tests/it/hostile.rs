@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use qwen_tune_data::{Dataset, Encoder, SourceConfig, TokensConfig};
+use qwen_tune_data::{AuditLimits, Dataset, Encoder, SourceConfig, TokensConfig};
 use serde_json::json;
 
 use crate::fixture::{VOCAB, conversations, model_dir, shared, write_arrow, write_parquet};
@@ -36,6 +36,7 @@ fn read(path: &Path) {
     let source = SourceConfig::new(path.to_str().unwrap());
     if let Ok(dataset) = Dataset::open(&[source], shared(TokensConfig::default()), &[]) {
         dataset.samples().take(1000).for_each(drop);
+        drop(dataset.audit(AuditLimits::START));
     }
 }
 
