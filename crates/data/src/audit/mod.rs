@@ -28,7 +28,7 @@ use crate::evaluate::Samples;
 use crate::row::Row;
 
 /// Rows looked at together: enough to keep all threads busy.
-const CHUNK: usize = 64;
+const CHUNK: usize = 16;
 /// Rows of each source whose messages are all looked for one by one.
 const PROBED: u64 = 8;
 
