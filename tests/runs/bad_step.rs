@@ -19,12 +19,16 @@ dropout = 0.1
 [[data]]
 path = "rows.jsonl"
 
+[tokens]
+max_length = 256
+
 [run]
 dir = "run"
 shuffle = false
 steps = 6
 global_batch = 2
 micro_batch = 2
+recompute = "none"
 
 [checkpoint]
 every = 1
@@ -42,7 +46,6 @@ fn scene(poisoned: &[usize]) -> Scene {
         format!("{{\"instruction\": \"What say you?\", \"output\": \"{word}, my lord, number {i}.\"}}\n")
     };
     scene.copy_model();
-    // Both words, so that the tokens can be told apart.
     scene.write("rows.jsonl", &(0..12).map(row).collect::<String>());
     poison(&scene, poisoned);
     scene
@@ -52,12 +55,12 @@ fn scene(poisoned: &[usize]) -> Scene {
 fn poison(scene: &Scene, poisoned: &[usize]) {
     let out = scene.succeed(scene.command(&["data", "recipe.toml", "--json", "--rows", "12"]));
     let rows: Vec<Value> = out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let tokens = |wanted: bool| -> BTreeSet<u64> {
-        let rows = rows.iter().enumerate().filter(|(i, _)| poisoned.contains(i) == wanted);
-        rows.flat_map(|(_, row)| row["token_ids"].as_array().unwrap()).map(|id| id.as_u64().unwrap()).collect()
+    let ids = |row: &Value| -> BTreeSet<u64> {
+        row["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
     };
-    let sound = tokens(false);
-    let token = tokens(true).into_iter().find(|token| !sound.contains(token)).unwrap() as usize;
+    let (bad, sound): (Vec<_>, Vec<_>) = rows.iter().map(ids).enumerate().partition(|(i, _)| poisoned.contains(i));
+    let in_all = bad.into_iter().map(|(_, ids)| ids).reduce(|a, b| &a & &b).unwrap();
+    let token = *in_all.iter().find(|token| sound.iter().all(|(_, ids)| !ids.contains(token))).unwrap() as usize;
 
     let model = Checkpoint::open(&root().join(super::MODEL)).unwrap();
     let embedding = model.info("model.embed_tokens.weight").unwrap().clone();

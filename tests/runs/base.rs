@@ -74,20 +74,20 @@ fn a_changed_base_is_named_and_refused_until_that_is_meant() {
     let further =
         ["train", "recipe.toml", "--set", "run.dir=further", "--set", "lora.init=run/adapter", "--set", SETTINGS[0]];
     let resume = ["train", "recipe.toml", "--resume", "--set", SETTINGS[0], "--set", "run.steps=5"];
+    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("base_changed", scene.fail(scene.command(&generate), 2));
+        insta::assert_snapshot!("base_verify", scene.fail(scene.command(&["inspect", "run/export/adapter", "--verify"]), 1));
+    });
+    let verified = scene.command(&["inspect", "run/export/adapter", "--verify", "--json"]).output().unwrap();
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert_eq!(verified["matches"], false);
+    assert_eq!(verified["verified"][0]["differences"][0]["file"], "model.safetensors");
     for arguments in [&merge_run[..], &generate, &eval, &merge, &further, &resume] {
         let told = scene.fail(scene.command(arguments), 2);
         assert!(told.contains("base-changed") && told.contains("`model.safetensors`"), "{arguments:?}\n{told}");
         scene.succeed(scene.command(&[arguments, &["--set", "model.lock=false"]].concat()));
     }
-    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
-        insta::assert_snapshot!("base_changed", scene.fail(scene.command(&generate), 2));
-        insta::assert_snapshot!("base_verify", scene.fail(scene.command(&["inspect", "run/export/adapter", "--verify"]), 1));
-    });
     assert!(!scene.path("again/qwen_tune.lock.json").exists(), "nobody vouches for this base");
-    let verified = scene.command(&["inspect", "run/export/adapter", "--verify", "--json"]).output().unwrap();
-    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
-    assert_eq!(verified["matches"], false);
-    assert_eq!(verified["verified"][0]["differences"][0]["file"], "model.safetensors");
 }
 
 #[test]

@@ -39,6 +39,7 @@ dir = "run"
 steps = 7
 global_batch = 3
 micro_batch = 2
+recompute = "none"               # `auto` says how much memory is free
 
 [checkpoint]
 every = 2
