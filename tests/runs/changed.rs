@@ -85,6 +85,19 @@ fn a_longer_run_at_a_constant_rate_is_the_run_that_was_long_from_the_start() {
 }
 
 #[test]
+fn a_run_that_stopped_early_stays_stopped_until_it_is_given_more_patience() {
+    let scene = Scene::lora();
+    let settings = ["optimizer.learning_rate=1e-30", "eval.every=1", "eval.early_stop=2", "run.steps=9"];
+    scene.succeed(scene.train(false, &settings));
+    let before = scene.files();
+    assert_eq!(events(&scene.run(), "step").len(), 2);
+    scene.succeed(scene.train(true, &settings));
+    assert_same(&before, &scene.files(), "resumed after an early stop");
+    scene.succeed(scene.train(true, &[settings[0], settings[1], "eval.early_stop=4", settings[3]]));
+    assert_eq!(events(&scene.run(), "step").len(), 4);
+}
+
+#[test]
 fn a_damaged_checkpoint_is_passed_over_and_named() {
     let whole = finished();
     for (name, damage) in [

@@ -12,7 +12,7 @@ use crate::checkpoint::CheckpointError;
 #[error("{cause}")]
 pub struct Failed {
     /// Why.
-    pub cause: TrainError,
+    pub cause: Box<TrainError>,
     /// Steps that had been made.
     pub step: u64,
     /// Step of the newest checkpoint; `None` if there is none.

@@ -79,7 +79,7 @@ impl Run<'_> {
                 if !matches!(cause, TrainError::Checkpoint(_)) && self.saved != Some(self.state.step) {
                     let _ = self.save();
                 }
-                Err(Failed { cause, step: self.state.step, saved: self.saved })
+                Err(Failed { cause: Box::new(cause), step: self.state.step, saved: self.saved })
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::terminal::count;
 
 /// What there is to say about a failed run.
 pub(super) fn told(failed: &Failed, plan: &Plan) -> Diagnostics {
-    let diagnostic = match &failed.cause {
+    let diagnostic = match &*failed.cause {
         TrainError::BadStep { bad, skipped_in_a_row } => {
             let what = match bad.reason {
                 Fault::LossNotFinite => format!("the loss is {}", bad.loss),
@@ -70,7 +70,7 @@ pub(super) fn told(failed: &Failed, plan: &Plan) -> Diagnostics {
             count(step),
             count(failed.step)
         ),
-        None => format!("nothing was saved in `{directory}`: the run has to begin anew"),
+        None => format!("no checkpoint is in `{directory}` yet: `--resume` begins the run anew"),
     };
     diagnostic.hint(left).into()
 }

@@ -16,9 +16,8 @@ use crate::terminal::{Printer, count, rate};
 pub(super) fn provenance(plan: &Plan, doc: &RecipeDoc, base: Option<Lock>) -> Result<Provenance, Diagnostics> {
     let resolved = to_resolved_toml(&plan.recipe, &plan.choices).map_err(|e| failed("run-dir", &e))?;
     let recipe: toml::Table = toml::from_str(&resolved).map_err(|e| failed("run-dir", &e))?;
-    // By way of text, as the checkpoint's goes, so that both sides have been rounded alike.
     let recipe = serde_json::to_value(recipe).map_err(|e| failed("run-dir", &e))?;
-    let recipe = serde_json::from_str(&binding_keys(&recipe).to_string()).map_err(|e| failed("run-dir", &e))?;
+    let recipe = binding_keys(&recipe);
     let data = Lock::of(files_of(plan, doc), &Cache::user()).map_err(|e| failed("data", &e))?;
     Ok(Provenance { recipe, base, data: Some(data) })
 }
@@ -76,8 +75,10 @@ pub(super) fn checkpoint(
 }
 
 fn refuse_changed(was: &Provenance, now: &Provenance, doc: &RecipeDoc) -> Result<(), Diagnostics> {
+    // By way of text, as the other has gone: `serde_json` may read a number off in its last place.
+    let recipe: Value = serde_json::from_str(&now.recipe.to_string()).map_err(|e| failed("resume", &e))?;
     let mut faults: Diagnostics =
-        changed_keys(&was.recipe, &now.recipe).iter().map(|changed| changed_key(changed, doc)).collect();
+        changed_keys(&was.recipe, &recipe).iter().map(|changed| changed_key(changed, doc)).collect();
     if let (Some(was), Some(now)) = (&was.data, &now.data) {
         faults.extend(was.differences(now).into_iter().map(|difference| {
             let message = format!("`{}` is not what the run was started with", difference.file);

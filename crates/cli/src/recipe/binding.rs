@@ -90,8 +90,8 @@ mod tests {
 
     use super::*;
 
-    fn keys(was: Value, is: Value) -> Vec<String> {
-        changed_keys(&binding_keys(&was), &binding_keys(&is)).into_iter().map(|changed| changed.key).collect()
+    fn keys(was: &Value, is: &Value) -> Vec<String> {
+        changed_keys(&binding_keys(was), &binding_keys(is)).into_iter().map(|changed| changed.key).collect()
     }
 
     #[test]
@@ -104,8 +104,8 @@ mod tests {
                 "export": (0..every).map(|_| json!({ "to": "merged" })).collect::<Vec<_>>(),
             })
         };
-        assert_eq!(keys(recipe(0.1, 5, "a", 1), recipe(0.1, 9, "b", 2)), Vec::<String>::new());
-        let seen = keys(recipe(0.1, 5, "a", 1), recipe(0.2, 5, "a", 1));
+        assert_eq!(keys(&recipe(0.1, 5, "a", 1), &recipe(0.1, 9, "b", 2)), Vec::<String>::new());
+        let seen = keys(&recipe(0.1, 5, "a", 1), &recipe(0.2, 5, "a", 1));
         assert_eq!(seen, ["data[0].weight", "optimizer.learning_rate"]);
     }
 
@@ -113,7 +113,7 @@ mod tests {
     fn sections_and_entries_that_come_and_go_are_named_by_their_keys() {
         let one = json!({ "model": { "base": "m" }, "data": [{ "path": "a" }], "lora": { "rank": 4 } });
         let other = json!({ "model": { "base": "m" }, "data": [{ "path": "a" }, { "path": "b", "limit": 3 }] });
-        let seen = keys(one, other);
+        let seen = keys(&one, &other);
         assert!(seen.contains(&"lora.rank".to_owned()) && seen.contains(&"data[1].limit".to_owned()), "{seen:?}");
         assert!(!seen.contains(&"data[1].path".to_owned()), "the files are held against their digests");
     }
@@ -122,6 +122,6 @@ mod tests {
     fn keys_a_build_did_not_know_yet_had_their_defaults() {
         let old = json!({ "model": { "base": "m" }, "data": [] });
         let new = json!({ "model": { "base": "m" }, "data": [], "run": { "seed": 42 } });
-        assert_eq!(keys(old, new), Vec::<String>::new());
+        assert_eq!(keys(&old, &new), Vec::<String>::new());
     }
 }

@@ -30,10 +30,11 @@ impl Jsonl {
         let mut kept = 0;
         if let Ok(file) = File::open(path) {
             let mut reader = BufReader::new(file);
-            let mut line = String::new();
-            while reader.read_line(&mut line)? > 0 {
-                let at = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
-                if !line.ends_with('\n') || at.is_none_or(|at| at > step) {
+            let mut line = Vec::new();
+            // As bytes: what a power cut leaves need not be text.
+            while reader.read_until(b'\n', &mut line)? > 0 {
+                let at = serde_json::from_slice::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                if !line.ends_with(b"\n") || at.is_none_or(|at| at > step) {
                     break;
                 }
                 kept += line.len() as u64;
@@ -58,6 +59,10 @@ impl Sink for Jsonl {
             line.push('\n');
             let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush());
             written.map_err(|e| at("write", &self.path, &e))?;
+        }
+        if matches!(event, Event::Saved { .. }) {
+            // The checkpoint is on the device; so are the lines that a run going on from it keeps.
+            self.file.sync_data().map_err(|e| at("sync", &self.path, &e))?;
         }
         Ok(())
     }
