@@ -146,3 +146,37 @@ fn too_many_bad_steps_in_a_row_stop_the_run_whatever_the_recipe_says() {
     assert_eq!(events(&scene.run(), "bad_step").len(), 6);
     assert!(scene.path("run/checkpoints/step-000005").is_dir());
 }
+
+#[test]
+fn a_spike_is_a_bad_step_once_the_run_is_long_enough_to_tell_and_what_it_remembers_is_resumed() {
+    let scene = || {
+        let scene = Scene::with(RECIPE);
+        scene.copy_model();
+        let row = |i: usize| {
+            let said =
+                if i == 75 { "%% @@ ## xq zw vj %% @@ ##".to_owned() } else { format!("Well, my lord, {}.", i % 3) };
+            format!("{{\"instruction\": \"What say you?\", \"output\": \"{said}\"}}\n")
+        };
+        scene.write("rows.jsonl", &(0..80).map(row).collect::<String>());
+        scene
+    };
+    // A model that stays as it is, so that only the rows make the loss.
+    let settings = ["run.steps=78", "run.global_batch=1", "checkpoint.every=37", "optimizer.learning_rate=1e-30"];
+    let watched = [&settings[..], &["run.spike=6", "run.on_bad_step=skip"]].concat();
+    let whole = scene();
+    whole.succeed(whole.train(false, &watched));
+    let bad = events(&whole.run(), "bad_step");
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert_eq!((&bad[0]["step"], &bad[0]["reason"]), (&Value::from(76), &Value::from("loss_spike")));
+
+    let cut = scene();
+    copy(&whole.run(), &cut.run());
+    std::fs::remove_dir_all(cut.path("run/checkpoints/step-000078")).unwrap();
+    std::fs::remove_dir_all(cut.path("run/bad-batches")).unwrap();
+    cut.succeed(cut.train(true, &watched));
+    assert_same(&whole.files(), &cut.files(), "resumed two steps before a spike");
+
+    let unwatched = scene();
+    unwatched.succeed(unwatched.train(false, &settings));
+    assert!(events(&unwatched.run(), "bad_step").is_empty());
+}

@@ -229,7 +229,8 @@ impl Run<'_> {
         let Some(sum) = set.loss(self.decoder, &Pass::plain(&self.parameters), &self.stop)? else { return Ok(()) };
         let evaluation = sum.evaluation(self.state.step);
         self.state.evaluated = Some(self.state.step);
-        if self.state.best_eval.is_none_or(|best| evaluation.loss < best.0) {
+        let better = self.state.best_eval.is_none_or(|best| evaluation.loss < best.0);
+        if better && evaluation.loss.is_finite() {
             self.state.best_eval = Some(Exact(evaluation.loss));
             self.state.stale_evals = 0;
         } else {

@@ -142,6 +142,9 @@ fn finished_run(path: &Path) -> Result<(Value, String), Diagnostics> {
             table.row(["not applied".to_owned(), format!("{} bad steps", count(state.skipped))]);
         }
     }
+    for damage in latest.iter().flat_map(|latest| &latest.passed_over) {
+        table.row(["damaged".to_owned(), damage.to_string()]);
+    }
     for (name, event) in
         [("last loss", last("step")), ("first evaluation", first_eval), ("last evaluation", last("eval"))]
     {

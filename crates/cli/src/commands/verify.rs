@@ -1,5 +1,6 @@
 //! `inspect --verify`: digests taken again and held against those that were written down.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_qwen::{LOCK_FILE, ModelDir};
@@ -42,7 +43,7 @@ pub(super) fn run(args: &InspectArgs, printer: &Printer) -> Ended {
         for (name, digest) in &expected.files {
             let same = differences.iter().all(|d| d.file != *name);
             let verdict = if same { "as locked" } else { "CHANGED" };
-            table.row([what.clone(), name.clone(), digest[..16.min(digest.len())].to_owned(), verdict.to_owned()]);
+            table.row([what.clone(), name.clone(), digest.chars().take(16).collect(), verdict.to_owned()]);
         }
         faults.extend(differences.iter().map(|difference| {
             let message = format!("`{}` of the {what} is not what it was", directory.join(&difference.file).display());
@@ -87,8 +88,10 @@ fn merged(path: &Path) -> Result<Compared, Diagnostics> {
         Diagnostics::from(Diagnostic::mistake("bad-lock", format!("`{}` is malformed: {e}", file.display())))
     })?;
     let expected = lock.model;
-    // Its own list of files: a damaged model may not open any more.
-    let files = expected.files.keys().map(|name| (name.clone(), path.join(name))).filter(|(_, path)| path.is_file());
+    // Its own list of files: a damaged model may not open any more. Names that lead elsewhere are not followed.
+    let inside = |name: &&String| Path::new(name).file_name() == Some(OsStr::new(name));
+    let files = expected.files.keys().filter(inside).map(|name| (name.clone(), path.join(name)));
+    let files = files.filter(|(_, path)| path.is_file());
     let found = Lock::of(files, &Cache::none()).map_err(|e| failed("lock", &e))?;
     Ok(Compared { what: "merged model".to_owned(), directory: path.to_owned(), expected, found })
 }

@@ -75,6 +75,7 @@ mod tests {
             "README.md",
             ".gitattributes",
             "optimizer.pt",
+            LOCK_FILE,
         ];
         let go = [
             "config.json",
