@@ -30,16 +30,18 @@ fn an_interrupt_during_an_evaluation_leaves_it_to_the_resumed_run() {
 #[test]
 fn an_interrupt_before_the_first_step_leaves_a_checkpoint() {
     let scene = Scene::lora();
-    let mut child = quietly(scene.train(false, &NO_CHECKPOINTS));
+    // A long first evaluation, in case the signal comes late.
+    let settings = ["eval.limit=400", NO_CHECKPOINTS[0], NO_CHECKPOINTS[1], "run.steps=3"];
+    let mut child = quietly(scene.train(false, &settings));
     let claim = scene.path("run/.lock");
     assert!(wait_until(&mut child, || claim.exists()));
     interrupt(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(scene.path("run/checkpoints/step-000000/state.json").is_file());
     assert!(events(&scene.run(), "step").is_empty());
-    scene.succeed(scene.train(true, &NO_CHECKPOINTS));
+    scene.succeed(scene.train(true, &settings));
     let whole = Scene::lora();
-    whole.succeed(whole.train(false, &NO_CHECKPOINTS));
+    whole.succeed(whole.train(false, &settings));
     assert_same(&whole.files(), &scene.files(), "interrupted before its first step");
 }
 

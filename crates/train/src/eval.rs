@@ -45,6 +45,9 @@ impl EvalSet {
         let mut add = |group: &mut Vec<Sample>| {
             let width = self.dataset.encoder().config().max_length;
             for batch in pack::lay_out(group, self.packing, width, self.micro_batch) {
+                if stop.raised() {
+                    break;
+                }
                 sum.add(decoder, pass, &batch);
             }
             group.clear();
@@ -52,7 +55,7 @@ impl EvalSet {
         let mut rows = 0;
         for row in self.dataset.samples() {
             if stop.raised() {
-                return Ok(None);
+                break;
             }
             let (_, encoded) = row?;
             let before = group.len();
@@ -67,7 +70,7 @@ impl EvalSet {
         }
         add(&mut group);
         sum.rows = rows;
-        Ok(Some(sum))
+        Ok((!stop.raised()).then_some(sum))
     }
 }
 

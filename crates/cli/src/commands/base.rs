@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::failed;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Recipe, RecipeDoc};
+use crate::terminal::{Printer, bytes};
+
+/// Bytes that take more than a second to hash.
+const LONG: u64 = 2 << 30;
 
 /// The content of a merged model's lock file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +31,15 @@ pub(super) struct MergedLock {
 pub(super) fn lock(model: &ModelDir, recipe: &Recipe) -> Result<Option<Lock>, Diagnostics> {
     let lock = recipe.model.lock.then(|| model.lock(&Cache::user()));
     lock.transpose().map_err(|e| failed("lock", &e))
+}
+
+/// Says so before the lock keeps a person waiting.
+pub(super) fn announce(model: &ModelDir, recipe: &Recipe, printer: &Printer) {
+    let files = model.defining_files().unwrap_or_default();
+    let unread: u64 = files.iter().map(|(_, path)| Cache::user().bytes_to_read(path)).sum();
+    if recipe.model.lock && unread > LONG {
+        printer.note(&format!("taking the SHA-256 of {} of the base; remembered until they change", bytes(unread)));
+    }
 }
 
 /// Writes the lock into what training makes; an adapter to go on from has to be of this base.

@@ -25,6 +25,7 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
         run_dir::refuse_occupied(&plan.directory, &doc)?;
     }
     let _claim = run_dir::claim(&plan.directory, &doc)?;
+    base::announce(&plan.model, &plan.recipe, printer);
     let lock = base::lock(&plan.model, &plan.recipe)?;
     base::seal(&mut plan.trained.artefact, lock.as_ref(), &doc)?;
     let made_from = resume::provenance(&plan, &doc, lock)?;

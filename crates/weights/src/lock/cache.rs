@@ -70,20 +70,29 @@ impl Cache {
     /// The SHA-256 of a file, from memory if the file has not changed since.
     pub fn digest(&self, path: &Path) -> Result<String, WeightError> {
         let before = Stamp::of(path);
-        let place = before.as_ref().and_then(|stamp| self.place(stamp));
-        if let Some(known) = place.as_deref().and_then(read)
-            && Some(&known.stamp) == before.as_ref()
-        {
-            return Ok(known.sha256);
+        if let Some(known) = self.recall(before.as_ref()) {
+            return Ok(known);
         }
         let sha256 = sha256(path)?;
-        if let (Some(stamp), Some(place)) = (before, place)
-            && stamp.is_settled()
+        if let Some(stamp) = before.filter(Stamp::is_settled)
+            && let Some(place) = self.place(&stamp)
             && Stamp::of(path).as_ref() == Some(&stamp)
         {
             write(&place, &Entry { stamp, sha256: sha256.clone() });
         }
         Ok(sha256)
+    }
+
+    /// Bytes of a file that [`Cache::digest`] would have to read.
+    pub fn bytes_to_read(&self, path: &Path) -> u64 {
+        let stamp = Stamp::of(path);
+        if self.recall(stamp.as_ref()).is_some() { 0 } else { stamp.map_or(0, |stamp| stamp.size) }
+    }
+
+    fn recall(&self, stamp: Option<&Stamp>) -> Option<String> {
+        let stamp = stamp?;
+        let entry = read(&self.place(stamp)?)?;
+        (entry.stamp == *stamp).then_some(entry.sha256)
     }
 
     fn place(&self, stamp: &Stamp) -> Option<PathBuf> {
@@ -154,9 +163,10 @@ mod tests {
         let place = cache.place(&stamp).unwrap();
         fs::create_dir_all(place.parent().unwrap()).unwrap();
         write(&place, &Entry { stamp, sha256: "remembered".to_owned() });
-        assert_eq!(cache.digest(&path).unwrap(), "remembered");
+        assert_eq!((cache.digest(&path).unwrap().as_str(), cache.bytes_to_read(&path)), ("remembered", 0));
         // Same length, same time of change.
         old_file(&path, "two");
+        assert_eq!(cache.bytes_to_read(&path), 3);
         assert_eq!(cache.digest(&path).unwrap(), sha256(&path).unwrap());
     }
 
