@@ -55,6 +55,9 @@ fn the_lock_is_that_of_sha256sum_and_stands_in_all_that_is_made() {
     assert_eq!(&merged["base"], lock);
     assert_ne!(merged["model"]["files"]["model.safetensors"], lock["files"]["model.safetensors"]);
     assert_eq!(merged["model"]["files"]["tokenizer.json"], lock["files"]["tokenizer.json"]);
+    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("base_verified", scene.succeed(scene.command(&["inspect", "run/adapter", "--verify"])));
+    });
     for made in ["run", "run/adapter", "run/export/merged"] {
         let told = scene.succeed(scene.command(&["inspect", made, "--verify"]));
         assert!(told.contains("as locked") && !told.contains("CHANGED"), "{told}");
