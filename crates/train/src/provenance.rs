@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Recipe, base weights and data of a run.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// Of the recipe with nothing left to decide, the keys that a resumed run has to have too.
@@ -14,5 +14,5 @@ pub struct Provenance {
     /// The base model's files; absent where the recipe has `model.lock = false`.
     pub base: Option<Lock>,
     /// Files of rows, training and held out, and a template beside the model's own.
-    pub data: Option<Lock>,
+    pub data: Lock,
 }

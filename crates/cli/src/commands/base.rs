@@ -46,8 +46,7 @@ pub(super) fn announce(model: &ModelDir, recipe: &Recipe, printer: &Printer) {
 pub(super) fn seal(artefact: &mut Artefact, lock: Option<&Lock>, doc: &RecipeDoc) -> Result<(), Diagnostics> {
     let Artefact::Adapter { config, .. } = artefact else { return Ok(()) };
     if let (Some(before), Some(now)) = (config.base_lock(), lock) {
-        let changed: Diagnostics = changes(&before, now, "the adapter in `lora.init` was trained on", doc).collect();
-        changed.stop_on_errors()?;
+        stop_on(changes(&before, now, "the adapter in `lora.init` was trained on", doc))?;
     }
     config.set_base_lock(lock);
     Ok(())
@@ -75,18 +74,22 @@ pub(super) fn refuse_changed(
     doc: &RecipeDoc,
 ) -> Result<(), Diagnostics> {
     let Some(now) = lock(model, recipe)? else { return Ok(()) };
-    changes(before, &now, made, doc).collect::<Diagnostics>().stop_on_errors().map(|_| ())
+    stop_on(changes(before, &now, made, doc))
+}
+
+fn stop_on(mistakes: Vec<Diagnostic>) -> Result<(), Diagnostics> {
+    mistakes.into_iter().collect::<Diagnostics>().stop_on_errors().map(|_| ())
 }
 
 /// One mistake for each file that differs.
-pub(super) fn changes(before: &Lock, now: &Lock, made: &str, doc: &RecipeDoc) -> impl Iterator<Item = Diagnostic> {
-    let tell = move |difference: Difference| {
+pub(super) fn changes(before: &Lock, now: &Lock, made: &str, doc: &RecipeDoc) -> Vec<Diagnostic> {
+    let tell = |difference: Difference| {
         let message = format!("`{}` of the base model is not the one {made}", difference.file);
         digests(Diagnostic::mistake("base-changed", message).at(doc.span_of("model.base")), &difference)
             .hint("name the base that it was: `--set model.base=DIR`")
             .hint("or go on with this one deliberately: `--set model.lock=false`")
     };
-    before.differences(now).into_iter().map(tell).collect::<Vec<_>>().into_iter()
+    before.differences(now).into_iter().map(tell).collect()
 }
 
 /// Both digests.

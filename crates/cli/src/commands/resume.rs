@@ -19,7 +19,7 @@ pub(super) fn provenance(plan: &Plan, doc: &RecipeDoc, base: Option<Lock>) -> Re
     let recipe = serde_json::to_value(recipe).map_err(|e| failed("run-dir", &e))?;
     let recipe = binding_keys(&recipe);
     let data = Lock::of(files_of(plan, doc), &Cache::user()).map_err(|e| failed("data", &e))?;
-    Ok(Provenance { recipe, base, data: Some(data) })
+    Ok(Provenance { recipe, base, data })
 }
 
 /// Every file that rows come from, by its place in the recipe.
@@ -79,15 +79,15 @@ fn refuse_changed(was: &Provenance, now: &Provenance, doc: &RecipeDoc) -> Result
     let recipe: Value = serde_json::from_str(&now.recipe.to_string()).map_err(|e| failed("resume", &e))?;
     let mut faults: Diagnostics =
         changed_keys(&was.recipe, &recipe).iter().map(|changed| changed_key(changed, doc)).collect();
-    if let (Some(was), Some(now)) = (&was.data, &now.data) {
-        faults.extend(was.differences(now).into_iter().map(|difference| {
-            let message = format!("`{}` is not what the run was started with", difference.file);
-            let key = difference.file.split(" file ").next().unwrap_or_default();
-            let span = doc.span_of(&format!("{key}.path")).or_else(|| doc.span_of("eval.data"));
-            base::digests(Diagnostic::mistake("resume-data-changed", message).at(span), &difference)
-                .hint("put the file back, or begin a new run: `--set run.dir=runs/another-name`")
-        }));
-    }
+    faults.extend(was.data.differences(&now.data).into_iter().map(|difference| {
+        let message = format!("`{}` is not what the run was started with", difference.file);
+        // `data[0] file 1: rows.jsonl` stands at `data[0].path`, or where its section names no table.
+        let entry = difference.file.split([' ', ':']).next().unwrap_or_default();
+        let key = entry.split('[').next().unwrap_or_default();
+        let span = doc.span_of(&format!("{entry}.path")).or_else(|| doc.span_of(key));
+        base::digests(Diagnostic::mistake("resume-data-changed", message).at(span), &difference)
+            .hint("put the file back, or begin a new run: `--set run.dir=runs/another-name`")
+    }));
     faults.sort_by_place();
     if let (Some(was), Some(now)) = (&was.base, &now.base) {
         faults.extend(base::changes(was, now, "the run was started with", doc));
