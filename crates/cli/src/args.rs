@@ -250,6 +250,9 @@ pub struct ExportArgs {
     /// Where to put it.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Keys such as `model.base=DIR` or `model.lock=false`.
+    #[command(flatten)]
+    pub settings: Settings,
     /// Print JSON on stdout.
     #[arg(long)]
     pub json: bool,
@@ -260,6 +263,13 @@ pub struct ExportArgs {
 pub struct InspectArgs {
     /// A model directory, a safetensors file, an adapter or a run directory.
     pub path: PathBuf,
+    /// Take the digests of the files again and compare: an adapter's base, a merged model's own files, a run's base and
+    /// checkpoints.
+    #[arg(long)]
+    pub verify: bool,
+    /// Directory of the base model, where it is not where the adapter or the run says.
+    #[arg(long, value_name = "DIR", requires = "verify")]
+    pub model: Option<PathBuf>,
     /// Print JSON on stdout.
     #[arg(long)]
     pub json: bool,
@@ -321,6 +331,8 @@ mod tests {
             "export --model m --adapter a --to gguf --quant q8_0,q4_k_m --out d",
             "export --model m --to adapter-gguf --out d",
             "inspect m",
+            "inspect a --verify --model m",
+            "export run --to merged --out d --set model.lock=false",
             "init",
             "devices",
             "completions bash",

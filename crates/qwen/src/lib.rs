@@ -30,6 +30,6 @@ pub use auto::Auto;
 pub use byte_size::ByteSize;
 pub use family::ConfigError;
 pub use inventory::{Part, Role, TensorSpec, inventory};
-pub use model_dir::{ModelDir, ModelError};
+pub use model_dir::{LOCK_FILE, ModelDir, ModelError};
 pub use spec::{AttentionSpec, DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, RopeSpec};
 pub use targets::{LayerFilter, LoraTargets, TargetError};

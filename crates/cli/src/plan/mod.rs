@@ -108,6 +108,17 @@ impl Plan {
         batches(&self.recipe, self.step_size, self.micro_batch)
     }
 
+    /// Goes on with the micro-batch that a run began with, unless the recipe names one: what is free now may be other
+    /// than it was then, and sums in another order round otherwise.
+    pub fn keep_micro_batch(&mut self, began_with: usize) {
+        if self.recipe.run.micro_batch.is_auto() {
+            self.micro_batch = began_with;
+            if let Some(eval) = &mut self.eval {
+                eval.micro_batch = began_with;
+            }
+        }
+    }
+
     /// Decides everything.
     ///
     /// # Errors

@@ -1,5 +1,13 @@
 //! The binary from outside: recipes that train, run directories, exit codes, resuming.
 
+mod bad_step;
+mod base;
+mod changed;
+mod disk;
+mod kill;
+mod scene;
+mod stop;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -12,7 +20,13 @@ fn root() -> PathBuf {
 
 /// Runs `qwen-tune` in the repository's root.
 pub fn qwen_tune(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_qwen-tune")).args(args).current_dir(root()).env("NO_COLOR", "1").output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_qwen-tune"))
+        .args(args)
+        .current_dir(root())
+        .env("NO_COLOR", "1")
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .output()
+        .unwrap()
 }
 
 #[track_caller]
