@@ -1,8 +1,10 @@
 //! Conversations to text, and which parts of that text the assistant wrote.
 
-mod generation;
+mod bounds;
+mod engine;
 mod mask;
 mod python;
+mod source;
 mod special;
 mod template;
 

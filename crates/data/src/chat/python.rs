@@ -139,6 +139,46 @@ impl Json {
     }
 }
 
+/// What Python's `str.strip()` strips: Unicode's white space and four separators that Python counts as such.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// What ends a line for Python's `str.splitlines()`; a carriage return and a newline together end one.
+pub(super) fn ends_line(c: char) -> bool {
+    matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+}
+
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.find(ends_line).unwrap_or(rest.len());
+        let (line, tail) = rest.split_at(end);
+        let break_length = if tail.starts_with("\r\n") { 2 } else { tail.chars().next().map_or(0, char::len_utf8) };
+        rest = &tail[break_length..];
+        Some(line)
+    })
+}
+
+/// Jinja's `indent`: a text that ends in a newline keeps it, one that does not gets none.
+pub(super) fn indent(text: &str, by: &str, first: bool, blank: bool) -> String {
+    let with_end = format!("{text}\n");
+    let mut out = String::with_capacity(text.len());
+    for (i, line) in lines(&with_end).enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        if if i == 0 { first } else { blank || !line.is_empty() } {
+            out.push_str(by);
+        }
+        out.push_str(line);
+    }
+    out
+}
+
 /// Python's `str()` of a value.
 pub(super) fn text(value: &Value) -> String {
     if value.kind() == ValueKind::Number

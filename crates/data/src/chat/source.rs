@@ -1,16 +1,33 @@
-//! The `{% generation %}` tag, with which templates mark what the assistant writes.
+//! A template's source made ready for the engine, and its marks cut out of what it rendered.
 //!
-//! The template engine knows no custom tags, so the tag is rewritten into tags it knows, which print a mark at either
-//! end, and the marks are cut out of the rendered text. The first and last tag of each rewriting carry the original's
-//! whitespace signs, so trimming is as before; `with` keeps variables set inside from leaking out, as in Jinja.
+//! `{% generation %}`, with which templates mark what the assistant writes: the engine knows no custom tags, so the tag is
+//! rewritten into tags it knows, which print a mark at either end. The first and last tag of each rewriting carry the
+//! original's whitespace signs, so trimming is as before; `with` keeps variables set inside from leaking out, as in Jinja.
+//!
+//! `{% set x = … %}`: what is assigned goes through a filter that refuses values without bounds. Fuel does not see them:
+//! `[x, x]` is cheap to make however large `x` is, and forty of them on top of each other print for ever.
 
 use std::ops::Range;
 
 use super::marks::{CLOSE, OPEN};
 
-/// The template with its tags rewritten, or none if it has no such tag.
-pub(super) fn rewrite(source: &str) -> Option<String> {
-    let mut out = String::with_capacity(source.len() + 64);
+/// The filter that assigned values go through.
+pub(super) const KEPT: &str = "__kept";
+/// The same for what is assigned to a field of a namespace, which must not come to hold itself.
+pub(super) const KEPT_IN_NAMESPACE: &str = "__kept_in_namespace";
+
+/// A source as the engine takes it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rewritten {
+    /// The source.
+    pub(super) text: String,
+    /// Whether it marks what the assistant writes.
+    pub(super) generation: bool,
+}
+
+/// Rewrites the tags that the engine does not know or that need a bound.
+pub(super) fn rewrite(source: &str) -> Rewritten {
+    let mut out = String::with_capacity(source.len() + source.len() / 8);
     let mut rest = source;
     let mut found = false;
     while let Some(start) = rest.find('{') {
@@ -33,6 +50,12 @@ pub(super) fn rewrite(source: &str) -> Option<String> {
                     rest = &from[end..];
                     continue;
                 }
+                Tag::Set { expression, filter, end } => {
+                    let (head, tail) = (&from[..expression.start], &from[expression.end..end]);
+                    out.push_str(&format!("{head}({})|{filter}{tail}", &from[expression]));
+                    rest = &from[end..];
+                    continue;
+                }
                 Tag::Raw(end) => from[end..].find("endraw").map_or(from.len(), |n| end + n),
                 Tag::Other(end) => end,
             }
@@ -43,12 +66,13 @@ pub(super) fn rewrite(source: &str) -> Option<String> {
         rest = &from[end..];
     }
     out.push_str(rest);
-    found.then_some(out)
+    Rewritten { text: out, generation: found }
 }
 
 enum Tag<'a> {
     Generation { left: &'a str, right: &'a str, end: usize },
     EndGeneration { left: &'a str, right: &'a str, end: usize },
+    Set { expression: Range<usize>, filter: &'static str, end: usize },
     Raw(usize),
     Other(usize),
 }
@@ -69,8 +93,27 @@ fn tag(text: &str) -> Tag<'_> {
         "generation" => Tag::Generation { left, right, end },
         "endgeneration" => Tag::EndGeneration { left, right, end },
         "raw" => Tag::Raw(end),
-        _ => Tag::Other(end),
+        _ => match assigned(inner) {
+            Some((expression, filter)) => {
+                let from = 2 + left.len();
+                Tag::Set { expression: from + expression.start..from + expression.end, filter, end }
+            }
+            None => Tag::Other(end),
+        },
     }
+}
+
+/// The expression of `set target = expression`, and what it has to go through; none for any other tag, and for a `set`
+/// that captures a block.
+fn assigned(inner: &str) -> Option<(Range<usize>, &'static str)> {
+    let target = inner.trim_start().strip_prefix("set")?;
+    let (target, expression) = target.split_once('=')?;
+    let is_target = |c: char| c.is_alphanumeric() || c.is_whitespace() || matches!(c, '_' | '.' | ',' | '(' | ')');
+    if !target.starts_with(char::is_whitespace) || !target.chars().all(is_target) || expression.trim().is_empty() {
+        return None;
+    }
+    let filter = if target.contains('.') { KEPT_IN_NAMESPACE } else { KEPT };
+    Some((inner.len() - expression.len()..inner.len(), filter))
 }
 
 /// Where a tag ends, looking past string literals.
@@ -123,17 +166,28 @@ mod tests {
     #[test]
     fn tags_keep_their_whitespace_signs_and_lookalikes_stay() {
         let rewritten = rewrite("a {%- generation -%} b {%+endgeneration%}");
+        assert!(rewritten.generation);
         assert_eq!(
-            rewritten.as_deref(),
-            Some("a {%- with %}{{ \"\u{fdd0}\" }}{% if true -%} b {%+ endif %}{{ \"\u{fdd1}\" }}{% endwith %}")
+            rewritten.text,
+            "a {%- with %}{{ \"\u{fdd0}\" }}{% if true -%} b {%+ endif %}{{ \"\u{fdd1}\" }}{% endwith %}"
         );
         for same in [
             "{# {% generation %} #}",
             "{{ '{% generation %}' }}",
             "{% raw %}{% generation %}{% endraw %}",
-            "{% set x = '%}' %}",
+            "{% set x %}{% endset %}",
+            "{% set x | replace(old='a', new='b') %}{% endset %}",
+            "{% setting = 1 %}",
+            "{% set x = %}",
         ] {
-            assert_eq!(rewrite(same), None, "{same}");
+            assert_eq!(rewrite(same), Rewritten { text: same.into(), generation: false });
+        }
+        for (set, kept) in [
+            ("{% set x = '%}' %}", "{% set x =( '%}' )|__kept%}"),
+            ("{%- set a, b = b, a == 1 -%}", "{%- set a, b =( b, a == 1 )|__kept-%}"),
+            ("{%set ns.x=y if z+%}", "{%set ns.x=(y if z)|__kept_in_namespace+%}"),
+        ] {
+            assert_eq!(rewrite(set).text, kept);
         }
         for broken in ["{%", "{% generation", "{{ 'x", "{", "{#", "{% x = '\\"] {
             rewrite(broken);
