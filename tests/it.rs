@@ -5,5 +5,6 @@ mod architecture;
 mod cli;
 mod equivalence;
 mod golden;
+mod hostile;
 mod parity;
 mod runs;

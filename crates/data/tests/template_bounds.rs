@@ -100,18 +100,7 @@ fn no_template_takes_more_than_a_little_time_and_memory() {
         long("{% if 1 %}", 5_000) + &long("{% endif %}", 5_000),
         "{{ 'a".to_owned() + &long("a", 200_000) + "' }}",
     ];
-    for then in [
-        "{{ ns.x }}",
-        "{{ ns.x ~ '' }}",
-        "{{ ns.x|string }}",
-        "{{ ns.x|tojson }}",
-        "{{ ns.x|upper }}",
-        "{{ ns.x|join }}",
-        "{{ {ns.x: 1} }}",
-        "{{ ns.x == [ns.x] }}",
-        "{{ raise_exception(ns.x) }}",
-        "{{ '{}'.format(ns.x) }}",
-    ] {
+    for then in ["{{ ns.x ~ '' }}", "{{ ns.x|tojson }}", "{{ {ns.x: ns.x == [ns.x]} }}"] {
         bombs.push(doubled(then));
     }
     for then in
@@ -130,6 +119,8 @@ fn no_template_takes_more_than_a_little_time_and_memory() {
         let shown: String = bomb.chars().take(120).collect();
         let small = result.as_ref().is_ok_and(|text| text.len() < 100);
         assert!(result.is_err() || small, "{shown}");
+            eprintln!("{:?} {} {shown}", begun.elapsed(), peak().saturating_sub(before) / MIB);
+        }
         assert!(begun.elapsed().as_secs() < 8, "{shown} took {:?}", begun.elapsed());
         let grown = peak().saturating_sub(before) / MIB;
         assert!(grown < 600, "{shown} took {grown} MiB");

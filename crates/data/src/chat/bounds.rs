@@ -10,6 +10,8 @@ use std::time::Duration;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+use crate::contain::contain;
+
 /// A template's source; the largest of any vendor has 20 KB. Bounds the depth of its syntax, as stack must hold it.
 const MAX_SOURCE: usize = 128 << 10;
 /// Room for that, and for the deepest recursion. Only what is touched becomes memory.
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_DEPTH: usize = 200;
 /// Bytes of text, and of values were they printed.
 pub(super) const MAX_TEXT: usize = 64 << 20;
+/// What a number, a key or an empty list weighs: more than it prints as, since going through values takes time too.
+const NODE: usize = 256;
 /// Parts that a text may be split into, which cost more than their bytes.
 const MAX_PARTS: usize = 1 << 20;
 
@@ -30,12 +34,13 @@ pub(super) fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
     std::thread::Builder::new()
         .name("template".into())
         .stack_size(STACK)
-        .spawn(move || send.send(work()))
+        .spawn(move || send.send(contain(work)))
         .map_err(|error| format!("no thread to run it on: {error}"))?;
-    receive.recv_timeout(PATIENCE).map_err(|error| match error {
-        RecvTimeoutError::Timeout => format!("it runs for longer than {} seconds", PATIENCE.as_secs()),
-        RecvTimeoutError::Disconnected => "the template engine panicked".into(),
-    })
+    match receive.recv_timeout(PATIENCE) {
+        Ok(result) => result.map_err(|panic| format!("the template engine failed: {panic}")),
+        Err(RecvTimeoutError::Timeout) => Err(format!("it runs for longer than {} seconds", PATIENCE.as_secs())),
+        Err(RecvTimeoutError::Disconnected) => Err("the thread it ran on is gone".into()),
+    }
 }
 
 /// Refuses a source that is no template of anybody's.
@@ -57,7 +62,7 @@ fn add(value: &Value, depth: usize, weight: &mut usize) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(refusal(format!("a value is nested deeper than {MAX_DEPTH} levels")));
     }
-    *weight += 8 + value.as_str().map_or(0, str::len);
+    *weight += NODE + value.as_str().map_or(0, str::len);
     if *weight > MAX_TEXT {
         return Err(too_long());
     }

@@ -4,6 +4,5 @@
 mod encoding;
 mod files;
 mod fixture;
-mod hostile;
 mod stream;
 mod templates;
