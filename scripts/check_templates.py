@@ -170,19 +170,19 @@ class Reference:
             if refused or not text.startswith(prompt):
                 return None, refused or "the prompt is not how the whole begins"
             head = len(prompt)
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         if GENERATION.search(template):
-            tagged = self.tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=template, return_dict=True, return_assistant_tokens_mask=True, **variables
-            )
-            if tagged["input_ids"] != ids:
-                raise SystemExit("transformers disagrees with itself")
-            trained = [m == 1 and end > head for m, (_, end) in zip(tagged["assistant_masks"], offsets)]
-        elif "<|im_start|>" in template:
-            trained = chatml(text, offsets, head)
+            encoding = self.tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=template, return_assistant_tokens_mask=True,
+                tokenizer_kwargs={"return_offsets_mapping": True}, **variables,
+            )  # fmt: skip
+            ends = (end for _, end in encoding["offset_mapping"])
+            trained = [m == 1 and end > head for m, end in zip(encoding["assistant_masks"], ends)]
         else:
-            trained = [True] * len(ids)
+            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            trained = None
+        ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        if trained is None:
+            trained = chatml(text, offsets, head) if "<|im_start|>" in template else [True] * len(ids)
         if trained:
             trained[0] = False
         return {"text": text, "ids": ids, "trained": trained}, None
@@ -348,6 +348,7 @@ def main():
     ap.add_argument("--only", nargs="+", metavar="GLOB", help="names of templates, without extension")
     ap.add_argument("--tokenizer", action="append", default=[], metavar="[GLOB=]DIR", help="the last that fits a template's name is used")
     ap.add_argument("--rows", type=int, default=60, help="of each file")
+    ap.add_argument("--every", type=int, default=4, help="a conversation is tried as it is and in every so manieth variant")
     ap.add_argument("--refusals", type=int, default=20, help="refused conversations tried with each setting of a template")
     ap.add_argument("--shown", type=int, default=3, help="differences printed for each template")
     args = ap.parse_args()
@@ -362,10 +363,11 @@ def main():
     for path in args.files:
         for messages, tools in read_rows(path, args.rows):
             conversations += 1
-            for name, changed, its_tools in variants(messages, tools):
-                cases.append((name, changed, its_tools, None))
-            if len(messages) > 1 and messages[-1]["role"] == "assistant":
-                for name, changed, its_tools in list(variants(messages, tools))[:7]:
+            for index, (name, changed, its_tools) in enumerate(variants(messages, tools)):
+                if index == 0 or (index + conversations) % args.every == 0:
+                    cases.append((name, changed, its_tools, None))
+            if len(messages) > 1 and messages[-1]["role"] == "assistant" and conversations % args.every < 2:
+                for name, changed, its_tools in list(variants(messages, tools))[conversations % 2 : 7 : 2]:
                     cases.append((f"{name}, prompt and completion", changed, its_tools, len(changed) - 1))
     print(f"{conversations} conversations of {len(args.files)} files, {len(cases)} variants of them; transformers {transformers.__version__}")
 

@@ -4,8 +4,9 @@
 //! rewritten into tags it knows, which print a mark at either end. The first and last tag of each rewriting carry the
 //! original's whitespace signs, so trimming is as before; `with` keeps variables set inside from leaking out, as in Jinja.
 //!
-//! `{% set x = … %}`: what is assigned goes through a filter that refuses values without bounds. Fuel does not see them:
-//! `[x, x]` is cheap to make however large `x` is, and forty of them on top of each other print for ever.
+//! `{% set x = … %}`, and what macros, `with` and loops over literals bind: it goes through a filter that refuses values
+//! without bounds. Fuel does not see them: `[x, x]` is cheap to make however large `x` is, and forty of them on top of each
+//! other print for ever.
 
 use std::ops::Range;
 
@@ -56,6 +57,16 @@ pub(super) fn rewrite(source: &str) -> Rewritten {
                     rest = &from[end..];
                     continue;
                 }
+                Tag::Binding { names, right, end } => {
+                    let head = from[..end].trim_end_matches("%}").trim_end_matches(['-', '+']);
+                    out.push_str(&format!("{head} %}}"));
+                    for (i, name) in names.iter().enumerate() {
+                        let sign = if i + 1 == names.len() { right } else { "" };
+                        out.push_str(&format!("{{% set {name} = ({name})|{KEPT} {sign}%}}"));
+                    }
+                    rest = &from[end..];
+                    continue;
+                }
                 Tag::Raw(end) => from[end..].find("endraw").map_or(from.len(), |n| end + n),
                 Tag::Other(end) => end,
             }
@@ -73,6 +84,7 @@ enum Tag<'a> {
     Generation { left: &'a str, right: &'a str, end: usize },
     EndGeneration { left: &'a str, right: &'a str, end: usize },
     Set { expression: Range<usize>, filter: &'static str, end: usize },
+    Binding { names: Vec<&'a str>, right: &'a str, end: usize },
     Raw(usize),
     Other(usize),
 }
@@ -98,9 +110,47 @@ fn tag(text: &str) -> Tag<'_> {
                 let from = 2 + left.len();
                 Tag::Set { expression: from + expression.start..from + expression.end, filter, end }
             }
-            None => Tag::Other(end),
+            None => match bound(inner) {
+                names if names.is_empty() => Tag::Other(end),
+                names => Tag::Binding { names, right, end },
+            },
         },
     }
+}
+
+/// The names that a `macro`, a `with` or a loop over a literal gives values to.
+fn bound(inner: &str) -> Vec<&str> {
+    let Some((tag, rest)) = inner.trim().split_once(char::is_whitespace) else { return Vec::new() };
+    let names = match tag {
+        "macro" => rest.split_once('(').and_then(|(_, args)| args.strip_suffix(')')),
+        "with" => Some(rest),
+        "for" => {
+            rest.split_once(" in ").filter(|(_, items)| items.contains('[') && items.contains(',')).map(|(n, _)| n)
+        }
+        _ => None,
+    };
+    let name = |item: &'_ str| item.find('=').unwrap_or(item.len());
+    let is_name = |text: &&str| !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_');
+    names.map_or_else(Vec::new, |names| items(names).map(|item| item[..name(item)].trim()).filter(is_name).collect())
+}
+
+/// Splits at the commas that stand outside of strings and brackets.
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    let (mut depth, mut quote, mut escaped) = (0_usize, None, false);
+    text.split(move |c| {
+        match (quote, c) {
+            _ if escaped => escaped = false,
+            (Some(_), '\\') => escaped = true,
+            (Some(open), _) if open == c => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '(' | '[' | '{') => depth += 1,
+            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
+            (None, ',') => return depth == 0,
+            (None, _) => {}
+        }
+        false
+    })
 }
 
 /// The expression of `set target = expression`, and what it has to go through; none for any other tag, and for a `set`
@@ -186,6 +236,13 @@ mod tests {
             ("{% set x = '%}' %}", "{% set x =( '%}' )|__kept%}"),
             ("{%- set a, b = b, a == 1 -%}", "{%- set a, b =( b, a == 1 )|__kept-%}"),
             ("{%set ns.x=y if z+%}", "{%set ns.x=(y if z)|__kept_in_namespace+%}"),
+            (
+                "{%- macro f(x, y=['a', ')', g(1, 2)]) -%}",
+                "{%- macro f(x, y=['a', ')', g(1, 2)])  %}{% set x = (x)|__kept %}{% set y = (y)|__kept -%}",
+            ),
+            ("{% with a = b %}", "{% with a = b  %}{% set a = (a)|__kept %}"),
+            ("{% for a in [[b, b]] %}", "{% for a in [[b, b]]  %}{% set a = (a)|__kept %}"),
+            ("{% for a in b[1:] %}{% macro f() %}{% with %}", "{% for a in b[1:] %}{% macro f() %}{% with %}"),
         ] {
             assert_eq!(rewrite(set).text, kept);
         }
