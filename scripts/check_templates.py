@@ -324,6 +324,8 @@ def check(template, reference, ours, models, cases, args, report):
 def first_difference(kind, one, two):
     if kind in ("only_us", "only_them"):
         return f"{one[:200]} | {two[-300:]}"
+    if kind == "mask":
+        one, two = ("".join("01"[bool(t)] for t in side) for side in (one, two))
     at = next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))
     return f"at {at} of {len(one)} and {len(two)}: {one[max(0, at - 40) : at + 60]!r} | {two[max(0, at - 40) : at + 60]!r}"
 

@@ -1,7 +1,7 @@
 //! Damaged data files, tokenizers and templates: errors, or other text; never a panic, and no more memory than the file
 //! warrants.
 
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, missing_docs, unreachable_pub)]
 
 #[path = "../../../tests/hostile/damage.rs"]
 mod damage;
@@ -19,7 +19,9 @@ use proptest::prelude::*;
 use qwen_tune_data::{Dataset, Encoder, SourceConfig, TokensConfig};
 use serde_json::json;
 
-use fixture::{VOCAB, conversations, messages, model_dir, shared, write_arrow, write_parquet};
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+
+use fixture::{VOCAB, conversations, messages, model_dir, shared, write_arrow, write_compressed_parquet};
 
 /// Readers keep buffers of a fixed size; a length in a file can claim gigabytes.
 const LITTLE: usize = 128 << 20;
@@ -76,8 +78,24 @@ fn rows() -> Vec<(&'static str, arrow::array::ArrayRef)> {
 fn damaged_parquet_files_are_errors_or_other_text() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rows.parquet");
-    write_parquet(&path, rows(), 2);
+    write_compressed_parquet(&path, rows(), 2, Compression::UNCOMPRESSED);
     damaged(&path, 1);
+}
+
+#[test]
+fn damaged_compressed_files_are_errors_or_other_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.parquet");
+    for (by, seed) in [
+        (Compression::SNAPPY, 8),
+        (Compression::ZSTD(ZstdLevel::default()), 9),
+        (Compression::GZIP(GzipLevel::default()), 10),
+        (Compression::BROTLI(BrotliLevel::default()), 11),
+        (Compression::LZ4_RAW, 12),
+    ] {
+        write_compressed_parquet(&path, rows(), 5, by);
+        damaged(&path, seed);
+    }
 }
 
 #[test]

@@ -13,7 +13,8 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, escape_formatter};
 use minijinja_contrib::pycompat;
 
 use super::bounds::{self, MAX_TEXT};
-use super::python::{self, Moment};
+use super::moment::Moment;
+use super::python;
 use super::source::{self, KEPT, KEPT_IN_NAMESPACE};
 
 /// Some tenths of a second of work, or 32 MB of text made on the way: a thousand turns with tools take a third.

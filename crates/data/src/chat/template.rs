@@ -8,7 +8,7 @@ use minijinja::Value;
 use serde_json::{Map, Value as Json};
 
 use super::engine::Compiled;
-use super::python::Moment;
+use super::moment::Moment;
 use super::source;
 use crate::error::{DataError, RowError};
 use crate::row::Message;
