@@ -16,8 +16,9 @@ use proptest::prelude::*;
 use qwen_tune_weights::peft::{Adapter, AdapterConfig, LoraPair};
 use qwen_tune_weights::{Checkpoint, Dtype, Layout, ShardInfo, ShardedWriter, TensorInfo, TensorSink, TensorSource};
 
-/// Far more than any of the files needs, far less than a length in them can claim.
-const LITTLE: usize = 1 << 20;
+/// Far more than any of the files needs (other tests of this binary allocate meanwhile), far less than a length in them can
+/// claim.
+const LITTLE: usize = 16 << 20;
 
 /// Opens and reads everything. True where it opened.
 fn read(path: &Path) -> bool {
