@@ -15,6 +15,7 @@
 pub mod audit;
 pub mod batch;
 pub mod chat;
+mod contain;
 mod dataset;
 pub mod encode;
 mod error;
@@ -32,6 +33,7 @@ mod tokens;
 
 pub use audit::{Audit, AuditCode, AuditLimits, Finding, SourceAudit, Unreadable, Verdict};
 pub use batch::{Batch, IGNORE, Sequence, Step};
+pub use contain::panics_are_contained;
 pub use dataset::{Dataset, SourceInfo};
 pub use encode::{Encoded, Encoder, Piece, TextStream, Tokenised};
 pub use error::{DataError, RowError};

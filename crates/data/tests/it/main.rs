@@ -5,6 +5,5 @@ mod audit;
 mod encoding;
 mod files;
 mod fixture;
-mod hostile;
 mod stream;
 mod templates;
