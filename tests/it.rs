@@ -5,6 +5,7 @@ mod architecture;
 mod cli;
 mod equivalence;
 mod golden;
+mod hostile;
 mod parity;
 mod plans;
 mod runs;

@@ -1,5 +1,7 @@
 //! The command line as its users see it: whole outputs, exit codes, and the generated schema.
 
+mod audit;
+mod data;
 mod mistakes;
 mod outputs;
 mod schema;

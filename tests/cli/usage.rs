@@ -25,6 +25,7 @@ snapshots! {
     help_of_eval: "eval", "--help";
     help_of_generate: "generate", "--help";
     help_of_export: "export", "--help";
+    help_of_inspect: "inspect", "--help";
     no_recipe: "train";
     an_unknown_flag: "train", "recipe.toml", "--epochs", "3";
     an_unknown_verb: "finetune", "recipe.toml";

@@ -108,8 +108,18 @@ pub struct DataArgs {
     /// How many rows, in file order.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub rows: usize,
-    /// Show lengths, shares of trained tokens, truncated and dropped rows instead.
-    #[arg(long)]
+    /// Pass over this many rows first.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub from: u64,
+    /// Show rows of one `[[data]]` entry only, counted from 0.
+    #[arg(long, value_name = "INDEX")]
+    pub source: Option<usize>,
+    /// Show the first rows as training lays them out instead: shuffled and packed, with where each segment came from.
+    #[arg(long, conflicts_with_all = ["from", "source"])]
+    pub packed: bool,
+    /// Show lengths, shares of trained tokens, truncated, dropped and duplicate rows, and what the audit finds in all
+    /// rows instead.
+    #[arg(long, conflicts_with_all = ["rows", "from", "source", "packed"])]
     pub stats: bool,
     /// Print one JSON object per row on stdout.
     #[arg(long)]
@@ -240,6 +250,9 @@ pub struct ExportArgs {
     /// Where to put it.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Keys such as `model.base=DIR` or `model.lock=false`.
+    #[command(flatten)]
+    pub settings: Settings,
     /// Print JSON on stdout.
     #[arg(long)]
     pub json: bool,
@@ -250,6 +263,13 @@ pub struct ExportArgs {
 pub struct InspectArgs {
     /// A model directory, a safetensors file, an adapter or a run directory.
     pub path: PathBuf,
+    /// Take the digests of the files again and compare: an adapter's base, a merged model's own files, a run's base and
+    /// checkpoints.
+    #[arg(long)]
+    pub verify: bool,
+    /// Directory of the base model, where it is not where the adapter or the run says.
+    #[arg(long, value_name = "DIR", requires = "verify")]
+    pub model: Option<PathBuf>,
     /// Print JSON on stdout.
     #[arg(long)]
     pub json: bool,
@@ -300,6 +320,8 @@ mod tests {
             "plan r.toml --set run.steps=1",
             "data r.toml --stats",
             "data r.toml --json --rows 5",
+            "data r.toml --source 1 --from 20",
+            "data r.toml --packed --rows 2",
             "eval r.toml --json",
             "eval --model m --adapter a --data f.parquet --logprobs out.parquet --json",
             "generate --model m --adapter a --prompt hello",
@@ -309,6 +331,8 @@ mod tests {
             "export --model m --adapter a --to gguf --quant q8_0,q4_k_m --out d",
             "export --model m --to adapter-gguf --out d",
             "inspect m",
+            "inspect a --verify --model m",
+            "export run --to merged --out d --set model.lock=false",
             "init",
             "devices",
             "completions bash",
@@ -329,6 +353,8 @@ mod tests {
             "export --to merged --out d",
             "export run --to onnx --out d",
             "train r.toml --steps 3",
+            "data r.toml --packed --stats",
+            "data r.toml --packed --from 3",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -50,6 +50,8 @@ pub struct Span {
 /// How bad it is, which decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
+    /// Printed for the record: the user has said that it is meant so.
+    Note,
     /// Printed; nothing stops.
     Warning,
     /// Something went wrong while running: exit code 1.
@@ -63,8 +65,10 @@ pub enum Severity {
 pub struct Place {
     /// The file.
     pub file: PathBuf,
-    /// Row or line of the file, as its reader counts them.
+    /// Row of the file, from 0.
     pub row: Option<u64>,
+    /// Line of the file, from 1, where it has lines.
+    pub line: Option<u64>,
     /// Name of the column or field.
     pub column: Option<String>,
 }
@@ -74,6 +78,9 @@ impl fmt::Display for Place {
         write!(f, "{}", self.file.display())?;
         if let Some(row) = self.row {
             write!(f, ", row {row}")?;
+        }
+        if let Some(line) = self.line {
+            write!(f, " (line {line})")?;
         }
         if let Some(column) = &self.column {
             write!(f, ", column `{column}`")?;
@@ -105,6 +112,8 @@ pub struct Diagnostic {
     pub hints: Vec<String>,
     /// Where in data files.
     pub place: Option<Place>,
+    /// What stands there, on one line.
+    pub excerpt: Option<String>,
     /// The chain of causes beneath a failure, outermost first.
     pub causes: Vec<String>,
 }
@@ -122,6 +131,7 @@ impl Diagnostic {
             expected: None,
             hints: Vec::new(),
             place: None,
+            excerpt: None,
             causes: Vec::new(),
         }
     }
@@ -139,6 +149,11 @@ impl Diagnostic {
     /// Something to know; nothing stops.
     pub fn warning(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(Severity::Warning, code, message)
+    }
+
+    /// Something that the user has said is meant so.
+    pub fn note(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Severity::Note, code, message)
     }
 
     /// A library error as a mistake, its causes kept.
@@ -216,12 +231,20 @@ impl Diagnostic {
         self.place = place.into();
         self
     }
+
+    /// What stands at the place, on one line.
+    #[must_use]
+    pub fn excerpt(mut self, excerpt: impl Into<String>) -> Self {
+        self.excerpt = Some(excerpt.into());
+        self
+    }
 }
 
 impl Severity {
     /// The word a report begins with; colour only repeats it.
     pub fn word(self) -> &'static str {
         match self {
+            Severity::Note => "note",
             Severity::Warning => "warning",
             Severity::Failure | Severity::Mistake => "error",
         }
@@ -280,7 +303,7 @@ impl Diagnostics {
         match self.list.iter().map(|d| d.severity).max() {
             Some(Severity::Mistake) => 2,
             Some(Severity::Failure) => 1,
-            Some(Severity::Warning) | None => 0,
+            Some(Severity::Warning | Severity::Note) | None => 0,
         }
     }
 
@@ -305,10 +328,11 @@ impl Diagnostics {
     /// One JSON object with the list.
     pub fn to_json(&self) -> Value {
         let errors = self.list.iter().filter(|d| d.severity > Severity::Warning).count();
+        let warnings = self.list.iter().filter(|d| d.severity == Severity::Warning).count();
         json!({
             "diagnostics": self.list.iter().map(Diagnostic::to_json).collect::<Vec<_>>(),
             "errors": errors,
-            "warnings": self.list.len() - errors,
+            "warnings": warnings,
             "exit_code": self.exit_code(),
         })
     }

@@ -6,8 +6,20 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     keep_freed_memory();
+    leave_out_contained_panics();
     let cli = qwen_tune::args::Cli::parse();
     ExitCode::from(qwen_tune::commands::run(&cli))
+}
+
+/// A damaged file can make another crate's reader panic. That becomes an error with a place; a stack trace above it would
+/// only hide it.
+fn leave_out_contained_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !qwen_tune_data::panics_are_contained() {
+            report(panic);
+        }
+    }));
 }
 
 /// Lets glibc keep the pages of freed tensors, which the next operation takes again: by default it maps and unmaps large

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::audit::Audit;
+use crate::audit::{Audit, AuditLimits};
 use crate::encode::{Encoded, Encoder, Tokenised};
 use crate::error::{DataError, RowError};
 use crate::evaluate::{Batches, Samples};
@@ -54,6 +54,16 @@ pub(crate) struct Candidate {
     pub(crate) block: Arc<Block>,
     pub(crate) row_in_block: usize,
     pub(crate) origin: Origin,
+}
+
+impl Candidate {
+    /// Line of the file, from 1, where it has lines.
+    pub(crate) fn line(&self) -> Option<u64> {
+        match self.block.as_ref() {
+            Block::Lines(lines) => Some(lines.number(self.row_in_block)),
+            Block::Arrow(_) => None,
+        }
+    }
 }
 
 impl Dataset {
@@ -168,9 +178,10 @@ impl Dataset {
         Batches::new(self.samples(), rows, micro_batch, packing)
     }
 
-    /// Encodes the first `rows` rows of every source and counts what it sees.
-    pub fn audit(&self, rows: u64) -> Result<Audit, DataError> {
-        Audit::of(self, rows)
+    /// Encodes the first rows of every source and tells what they are like. Rows that are wrong are findings too; files
+    /// that cannot be read are errors.
+    pub fn audit(&self, limits: AuditLimits) -> Result<Audit, DataError> {
+        Audit::of(self, limits)
     }
 
     /// Reads one row as its format understands it.
@@ -193,16 +204,12 @@ impl Dataset {
     }
 
     /// An error that only showed when the row was rendered.
-    fn row_error(&self, candidate: &Candidate, error: RowError) -> DataError {
+    pub(crate) fn row_error(&self, candidate: &Candidate, error: RowError) -> DataError {
         let reader = &self.sources[candidate.origin.source].reader;
-        let line = match candidate.block.as_ref() {
-            Block::Lines(lines) => Some(lines.number(candidate.row_in_block)),
-            Block::Arrow(_) => None,
-        };
         DataError::Row {
             path: self.file(candidate.origin).to_owned(),
             row: candidate.origin.row,
-            line,
+            line: candidate.line(),
             column: Some(reader.main_column()),
             error: Box::new(error),
         }

@@ -134,16 +134,6 @@ pub enum DataError {
         /// Rows looked at.
         rows: u64,
     },
-    /// A source has rows, but none of the first ones carries loss.
-    #[error("source {source_index} (`{}`): none of the first {rows} rows has a token that carries loss; see `loss_on`, `max_length` and the chat template", path.display())]
-    AllMasked {
-        /// Index of the `[[data]]` entry.
-        source_index: usize,
-        /// Its first file.
-        path: PathBuf,
-        /// Rows looked at.
-        rows: u64,
-    },
     /// A cursor that was saved for other data.
     #[error("cannot resume: {message}")]
     Cursor {
@@ -257,6 +247,8 @@ pub enum RowError {
         token: String,
         /// Where.
         what: String,
+        /// The text around it.
+        around: String,
     },
     /// Text that holds a character reserved for internal marks.
     #[error("{what} holds the noncharacter U+{code:04X}, which is reserved")]

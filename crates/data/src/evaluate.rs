@@ -29,8 +29,8 @@ impl<'a> Samples<'a> {
         Self { dataset, source: 0, block: 0, current: None, rows: Vec::new(), failed: false }
     }
 
-    /// Goes on with another source.
-    pub(crate) fn skip_to_source(&mut self, source: usize) {
+    /// Goes on with the first row of a source.
+    pub fn skip_to_source(&mut self, source: usize) {
         (self.source, self.block) = (source, 0);
         self.current = None;
         self.rows.clear();
@@ -59,7 +59,29 @@ impl<'a> Samples<'a> {
         Some(result)
     }
 
-    fn advance(&mut self) -> Option<Result<Candidate, DataError>> {
+    /// Passes over rows without encoding them; blocks that are passed over as a whole are not even read.
+    pub fn skip_rows(&mut self, mut rows: u64) {
+        while rows > 0 {
+            let whole = self.dataset.indices().get(self.source).and_then(|index| {
+                let at = index.blocks().get(self.block).filter(|_| self.rows.is_empty())?;
+                Some(index.included(at).count() as u64)
+            });
+            match whole {
+                Some(block) if block <= rows => {
+                    rows -= block;
+                    self.block += 1;
+                }
+                _ => match self.advance() {
+                    Some(Ok(_)) => rows -= 1,
+                    // A block that cannot be read is told of when the next row is asked for.
+                    Some(Err(_)) | None => return,
+                },
+            }
+        }
+    }
+
+    /// The place of the next row, to be read on any thread.
+    pub(crate) fn advance(&mut self) -> Option<Result<Candidate, DataError>> {
         loop {
             let index = self.dataset.indices().get(self.source)?;
             if let (Some(block), Some(row)) = (&self.current, self.rows.pop()) {

@@ -15,6 +15,7 @@
 pub mod audit;
 pub mod batch;
 pub mod chat;
+mod contain;
 mod dataset;
 pub mod encode;
 mod error;
@@ -30,10 +31,11 @@ mod split;
 pub mod stream;
 mod tokens;
 
-pub use audit::{Audit, SourceAudit};
+pub use audit::{Audit, AuditCode, AuditLimits, Finding, SourceAudit, Unreadable, Verdict};
 pub use batch::{Batch, IGNORE, Sequence, Step};
+pub use contain::panics_are_contained;
 pub use dataset::{Dataset, SourceInfo};
-pub use encode::{Encoded, Encoder, TextStream, Tokenised};
+pub use encode::{Encoded, Encoder, Piece, TextStream, Tokenised};
 pub use error::{DataError, RowError};
 pub use evaluate::{Batches, Samples};
 pub use format::{Format, read_messages};

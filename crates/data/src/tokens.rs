@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::audit::AuditCode;
+
 /// How rows become tokens, which of them carry loss, and how they are laid out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -36,6 +38,9 @@ pub struct TokensConfig {
     pub mask_empty_think: Option<bool>,
     /// What happens to text in the data that spells a special token, such as `<|im_end|>` inside a message.
     pub special_tokens: SpecialTokens,
+    /// Findings of the audit that are meant to be so: they no longer stop the run and are told as notes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<AuditCode>,
 }
 
 impl Default for TokensConfig {
@@ -50,6 +55,7 @@ impl Default for TokensConfig {
             template_date: None,
             mask_empty_think: None,
             special_tokens: SpecialTokens::default(),
+            allow: Vec::new(),
         }
     }
 }

@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Directory of a Hugging Face checkpoint (config.json, safetensors, tokenizer.json).
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub base: String,
     /// Hub revision the directory was taken from; recorded in the adapter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub revision: Option<String>,
     /// Number format of the frozen weights on the device. `auto`: f32 on a CPU, bf16 on a GPU.
     #[serde(default)]
@@ -19,6 +21,15 @@ pub struct ModelConfig {
     /// Storage of the frozen weights. Only `none` so far.
     #[serde(default)]
     pub quantize: Quantize,
+    /// Take the SHA-256 of the base's configuration, tokenizer, template and weights, keep it with everything made from
+    /// it, and refuse to go on with another base. `false` goes on deliberately.
+    #[serde(default = "yes")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
+    pub lock: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Number format of frozen weights and products.

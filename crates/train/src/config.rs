@@ -1,26 +1,37 @@
 //! The recipe sections that steer a run: `[run]`, `[objective]`, `[checkpoint]`, `[eval]`, `[report]`.
+//!
+//! A resumed run has to have the recipe it was started with, except for keys (or whole sections) marked
+//! `x-may-change-on-resume`: those that do not decide what is computed, and those that are there to be changed.
 
 use qwen_tune_data::SourceConfig;
 use qwen_tune_qwen::{Auto, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::bad_step::OnBadStep;
+
 /// How long to train, in what portions, where, and on what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
     /// Directory of the run; must not hold a run already. `auto` is `runs/` and the recipe's name.
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub dir: Auto<String>,
     /// Seed of the data order, adapter initialisation and dropout.
     pub seed: u64,
     /// Passes over the data. One of `epochs`, `steps`, `tokens`; without any, one epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub epochs: Option<f64>,
-    /// Optimizer steps.
+    /// Optimizer steps. A resumed run may be given another length (here, or through `epochs` or `tokens`): from its next
+    /// step on the learning rate is that of a run of the new length, so a cosine that had come down rises again;
+    /// `constant` does not care, `wsd` decays over the new end.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub steps: Option<u64>,
     /// Stop after the step in which this many tokens have been seen.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub tokens: Option<u64>,
     /// Rows of data in a step. Default 16 unless `global_tokens` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,16 +40,29 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub global_tokens: Option<usize>,
     /// Most laid-out rows in one forward and backward. Never changes the maths.
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub micro_batch: Auto<usize>,
     /// `auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`.
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub device: String,
     /// How many blocks run their forward again in the backward: `auto`, `none`, `all` or a number.
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub recompute: Recompute,
     /// Memory the run may take on its device, such as `"8GB"`; `auto` is what is free there. `micro_batch` and
     /// `recompute`, where they are `auto`, are chosen to stay within it.
     pub memory: Auto<ByteSize>,
     /// Take rows in an order drawn from `seed`; `false` takes them as they stand in the files.
     pub shuffle: bool,
+    /// After a step whose loss or gradients are no number or a spike: `stop`, or `skip` and count it. The update is never
+    /// applied, and the batch is written to `bad-batches` in the run's directory.
+    #[schemars(extend("x-may-change-on-resume" = true))]
+    pub on_bad_step: OnBadStep,
+    /// Steps whose loss or gradient norm lies more than this many standard deviations above the mean of up to 128 steps
+    /// before (at least 64) count as bad; 6 is usual. Absent looks only for numbers that are none: a spike can be part of
+    /// a healthy run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
+    pub spike: Option<f64>,
 }
 
 impl Default for RunConfig {
@@ -56,6 +80,8 @@ impl Default for RunConfig {
             recompute: Recompute::default(),
             memory: Auto::Auto,
             shuffle: true,
+            on_bad_step: OnBadStep::Stop,
+            spike: None,
         }
     }
 }
@@ -155,9 +181,11 @@ impl Default for CheckpointConfig {
 pub struct EvalConfig {
     /// Steps between evaluations; there is one before the first step and one after the last in any case.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub every: Option<u64>,
     /// Held-out data: a path or glob, several, or tables like `[[data]]`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub data: Option<EvalData>,
     /// Share of the training rows held out instead, chosen by `run.seed`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,6 +195,7 @@ pub struct EvalConfig {
     pub limit: Option<usize>,
     /// Stop when this many evaluations in a row have not improved on the best loss.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub early_stop: Option<u64>,
 }
 

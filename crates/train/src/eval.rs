@@ -6,6 +6,7 @@ use qwen_tune_kernels as kernels;
 use qwen_tune_model::{Decoder, Pass};
 
 use crate::event::Evaluation;
+use crate::stop::StopFlag;
 
 /// Log-probabilities of a batch's targets on the host; 0 where a token has no target.
 #[must_use]
@@ -34,22 +35,28 @@ pub struct EvalSet {
 }
 
 impl EvalSet {
-    /// Loss of the model as `pass` sees it.
+    /// Loss of the model as `pass` sees it; `None` if `stop` was raised before all rows were seen.
     ///
     /// # Errors
     /// If a row cannot be read.
-    pub fn loss(&self, decoder: &Decoder, pass: &Pass<'_>) -> Result<LossSum, DataError> {
+    pub fn loss(&self, decoder: &Decoder, pass: &Pass<'_>, stop: &StopFlag) -> Result<Option<LossSum>, DataError> {
         let mut sum = LossSum::default();
         let mut group: Vec<Sample> = Vec::new();
         let mut add = |group: &mut Vec<Sample>| {
             let width = self.dataset.encoder().config().max_length;
             for batch in pack::lay_out(group, self.packing, width, self.micro_batch) {
+                if stop.raised() {
+                    break;
+                }
                 sum.add(decoder, pass, &batch);
             }
             group.clear();
         };
         let mut rows = 0;
         for row in self.dataset.samples() {
+            if stop.raised() {
+                break;
+            }
             let (_, encoded) = row?;
             let before = group.len();
             group.extend(encoded.samples.into_iter().filter(|s| s.num_trained() > 0));
@@ -63,7 +70,7 @@ impl EvalSet {
         }
         add(&mut group);
         sum.rows = rows;
-        Ok(sum)
+        Ok((!stop.raised()).then_some(sum))
     }
 }
 

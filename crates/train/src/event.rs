@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::bad_step::BadStep;
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -20,6 +22,8 @@ pub enum Event {
     },
     /// After an update.
     Step(Step),
+    /// A step whose numbers went wrong; its update was not applied.
+    BadStep(BadStep),
     /// After an evaluation.
     Eval(Evaluation),
     /// A checkpoint is whole.
@@ -110,6 +114,8 @@ pub struct Outcome {
     pub tokens: u64,
     /// Loss of the last step.
     pub loss: Option<f64>,
+    /// Steps whose update was not applied, in all.
+    pub skipped: u64,
     /// Wall time of this execution.
     pub seconds: f64,
     /// Most memory that the process has held so far, in bytes, where the system says so (Linux).

@@ -4,36 +4,43 @@
 //! moments; what it has to say goes to an event [`Sink`]. Backends are known to [`device`] alone.
 
 pub mod backward;
+mod bad_step;
 mod checkpoint;
 mod config;
 pub mod device;
+mod error;
 mod eval;
 mod event;
 mod objective;
 mod optimizer;
 mod probe;
 pub mod process;
+mod provenance;
+mod recent;
 mod run;
 mod schedule;
 mod sink;
 mod state;
 mod stop;
 
+pub use bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 pub use checkpoint::{Artefact, CheckpointError, Checkpoints, Loaded};
 pub use config::{
     CheckpointConfig, EvalConfig, EvalData, EvalSource, ObjectiveConfig, ObjectiveKind, Recompute, RecomputeWord,
     ReportConfig, RunConfig,
 };
+pub use error::{Failed, TrainError};
 pub use eval::{EVAL_GROUP, EvalSet, LossSum, batch_logps};
-/// Tokens whose logits the head holds at a time.
-pub use qwen_tune_kernels::chunk_tokens as head_rows;
-
 pub use event::{Ending, Evaluation, Event, Fanout, Outcome, Sink, Step};
 pub use objective::{Likelihood, Objective, objective};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
 pub use probe::{Pace, Probe};
-pub use run::{Run, TrainError};
+pub use provenance::Provenance;
+/// Tokens whose logits the head holds at a time.
+pub use qwen_tune_kernels::chunk_tokens as head_rows;
+pub use recent::{Fault, Recent};
+pub use run::Run;
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use sink::Jsonl;
-pub use state::{STATE_FORMAT, TrainState};
+pub use state::{Exact, STATE_FORMAT, TrainState};
 pub use stop::StopFlag;

@@ -1,20 +1,21 @@
 //! The loop: steps of data in, updates, evaluations and checkpoints out.
 
-use std::io;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use qwen_tune_data::{DataError, Step as DataStep};
 use qwen_tune_model::{Decoder, Parameters, Pass, mix};
 
 use crate::backward::{Gradients, Staging, accumulate};
+use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 use crate::checkpoint::{CheckpointError, Checkpoints};
+use crate::error::{Failed, TrainError};
 use crate::eval::EvalSet;
 use crate::event::{Ending, Event, Outcome, Sink, Step};
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, OptimizerConfig};
+use crate::recent::Fault;
 use crate::schedule::ScheduleConfig;
-use crate::state::TrainState;
+use crate::state::{Exact, TrainState};
 use crate::stop::StopFlag;
 
 /// A run, ready to start or to go on.
@@ -41,6 +42,10 @@ pub struct Run<'a> {
     pub early_stop: Option<u64>,
     /// Where checkpoints go, and how often.
     pub checkpoints: Checkpoints,
+    /// Step of the newest checkpoint on disk.
+    pub saved: Option<u64>,
+    /// What happens when numbers go wrong.
+    pub bad_steps: BadSteps,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
     /// Whether any adapter drops inputs.
@@ -51,112 +56,94 @@ pub struct Run<'a> {
     pub stop: StopFlag,
 }
 
-/// Faults of a run under way.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    /// The data.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// The data ended, though they repeat: nothing in them can be trained on.
-    #[error("the data gave no more rows at step {step}")]
-    NoData {
-        /// The step that was to be made.
-        step: u64,
-    },
-    /// Loss or gradient is no number; the step was not applied.
-    #[error("step {step}: loss {loss}, gradient norm {grad_norm}; the step was not applied")]
-    NotFinite {
-        /// The step.
-        step: u64,
-        /// Its loss.
-        loss: f64,
-        /// Its gradient norm.
-        grad_norm: f64,
-    },
-    /// A checkpoint could not be written; earlier ones are untouched.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// Metrics or terminal could not be written.
-    #[error("progress could not be written: {0}")]
-    Sink(#[from] io::Error),
-}
-
 impl Run<'_> {
     /// Trains to `state.total_steps`, an early stop or the user's wish. The last checkpoint is the last step's.
     ///
     /// # Errors
-    /// As [`TrainError`]; the latest checkpoint on disk is whole in every case.
-    pub fn execute(&mut self, sink: &mut dyn Sink) -> Result<Outcome, TrainError> {
+    /// With what ended the run and the step of its newest checkpoint. What had been reached is saved before, unless that
+    /// is what failed.
+    pub fn execute(&mut self, sink: &mut dyn Sink) -> Result<Outcome, Failed> {
         let started = Instant::now();
-        let first = self.state.step;
-        let total = self.state.total_steps;
-        let trained_parameters = self.parameters.elements();
-        sink.event(&Event::Started { step: first, total_steps: total, trained_parameters })?;
-        if first == 0 {
-            self.evaluate(sink)?;
-        }
-        let mut saved = first;
-        let mut evaluated = first;
-        let mut ending = Ending::Completed;
-        while self.state.step < total {
-            let mut step = self.one_step()?;
-            let done = self.state.step - first;
-            let left = total - self.state.step;
-            step.eta_seconds = Some(started.elapsed().as_secs_f64() / done as f64 * left as f64);
-            sink.event(&Event::Step(step))?;
-            let at = |every: Option<u64>| every.is_some_and(|n| self.state.step.is_multiple_of(n));
-            let (eval_now, save_now) = (at(self.eval_every), at(self.checkpoints.every()));
-            if eval_now {
-                evaluated = self.state.step;
-                self.evaluate(sink)?;
-            }
-            if save_now {
-                saved = self.state.step;
-                self.save(sink)?;
-            }
-            if self.early_stop.is_some_and(|patience| self.state.stale_evals >= patience) {
-                ending = Ending::EarlyStop;
-                break;
-            }
-            if self.stop.raised() {
-                ending = Ending::Interrupted;
-                break;
+        match self.train(sink, started) {
+            Ok(ending) => Ok(Outcome {
+                ending,
+                step: self.state.step,
+                tokens: self.state.tokens,
+                loss: self.state.last_loss.map(|loss| loss.0),
+                skipped: self.state.skipped,
+                seconds: started.elapsed().as_secs_f64(),
+                peak_memory: crate::process::memory("VmHWM:"),
+            }),
+            Err(cause) => {
+                // Between steps the state is whole, and an error leaves it between two of them. Nobody to tell if the
+                // same disk refuses again: the cause names it.
+                if !matches!(cause, TrainError::Checkpoint(_)) && self.saved != Some(self.state.step) {
+                    let _ = self.save();
+                }
+                Err(Failed { cause: Box::new(cause), step: self.state.step, saved: self.saved })
             }
         }
-        if evaluated != self.state.step && ending != Ending::Interrupted {
-            self.evaluate(sink)?;
-        }
-        if saved != self.state.step || first == self.state.step {
-            self.save(sink)?;
-        }
-        Ok(Outcome {
-            ending,
-            step: self.state.step,
-            tokens: self.state.tokens,
-            loss: self.state.last_loss,
-            seconds: started.elapsed().as_secs_f64(),
-            peak_memory: crate::process::memory("VmHWM:"),
-        })
     }
 
-    fn one_step(&mut self) -> Result<Step, TrainError> {
+    /// What is due after a step is done at the head of the loop, so that a run that begins again where it was stopped
+    /// does what was still due.
+    fn train(&mut self, sink: &mut dyn Sink, started: Instant) -> Result<Ending, TrainError> {
+        let (first, total_steps) = (self.state.step, self.state.total_steps);
+        let trained_parameters = self.parameters.elements();
+        sink.event(&Event::Started { step: first, total_steps, trained_parameters })?;
+        if self.saved.is_some() {
+            self.checkpoints.prune(first)?;
+        }
+        loop {
+            if self.evaluation_is_due() {
+                self.evaluate(sink)?;
+            }
+            let ending = self.ending();
+            let step = self.state.step;
+            if (ending.is_some() || self.checkpoints.due(step)) && self.saved != Some(step) {
+                let path = self.save()?;
+                sink.event(&Event::Saved { step, path })?;
+            }
+            if let Some(ending) = ending {
+                return Ok(ending);
+            }
+            if let Some(mut step) = self.one_step(sink)? {
+                let (done, left) = (self.state.step - first, total_steps - self.state.step);
+                step.eta_seconds = Some(started.elapsed().as_secs_f64() / done as f64 * left as f64);
+                sink.event(&Event::Step(step))?;
+            }
+        }
+    }
+
+    fn evaluation_is_due(&self) -> bool {
+        let step = self.state.step;
+        let at = step == 0 || step >= self.state.total_steps || self.eval_every.is_some_and(|n| step.is_multiple_of(n));
+        self.eval.is_some() && at && self.state.evaluated != Some(step)
+    }
+
+    fn ending(&self) -> Option<Ending> {
+        if self.evaluation_is_due() {
+            // Nothing but the user's wish leaves one unfinished.
+            Some(Ending::Interrupted)
+        } else if self.early_stop.is_some_and(|patience| self.state.stale_evals >= patience) {
+            Some(Ending::EarlyStop)
+        } else if self.state.step >= self.state.total_steps {
+            Some(Ending::Completed)
+        } else {
+            self.stop.raised().then_some(Ending::Interrupted)
+        }
+    }
+
+    /// One step; nothing if its update was not applied and the run goes on.
+    fn one_step(&mut self, sink: &mut dyn Sink) -> Result<Option<Step>, TrainError> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
-        let share = 1.0 / data.trained.max(1) as f32;
-        let step_key = mix(mix(self.state.seed) ^ number);
-        let mut gradients = Gradients::default();
-        let mut nats = 0.0;
-        for (index, batch) in data.micro_batches.iter().enumerate() {
-            let dropout = self.dropout.then(|| mix(step_key ^ index as u64));
-            let staging = Staging { recompute: self.recompute, dropout };
-            let objective = self.objective.as_ref();
-            nats += accumulate(self.decoder, &self.parameters, objective, batch, share, staging, &mut gradients);
-        }
-        let loss = nats / data.trained.max(1) as f64;
+        let (loss, mut gradients) = self.gradients(&data);
         let grad_norm = gradients.norm();
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(TrainError::NotFinite { step: number, loss, grad_norm });
+        if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
+            self.refuse(sink, &data, reason, loss, grad_norm)?;
+            return Ok(None);
         }
         let limit = self.optimizer_config.max_grad_norm;
         if limit > 0.0 && grad_norm > limit {
@@ -164,12 +151,14 @@ impl Run<'_> {
         }
         let learning_rate = self.optimizer_config.learning_rate * self.schedule.factor(number, self.state.total_steps);
         self.optimizer.step(&mut self.parameters, &gradients, learning_rate);
-        self.state.step = number;
-        self.state.tokens += data.tokens as u64;
-        self.state.last_loss = Some(loss);
-        self.state.cursor = data.cursor;
+        if self.bad_steps.spike.is_some() {
+            self.state.recent.push(loss, grad_norm);
+        }
+        self.state.last_loss = Some(Exact(loss));
+        self.state.skipped_in_a_row = 0;
+        self.pass(&data);
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Step {
+        Ok(Some(Step {
             step: number,
             total_steps: self.state.total_steps,
             loss,
@@ -181,14 +170,69 @@ impl Run<'_> {
             seconds,
             epoch: data.epoch,
             eta_seconds: None,
-        })
+        }))
+    }
+
+    /// Mean loss of the step's trained tokens and its gradients.
+    fn gradients(&self, data: &DataStep) -> (f64, Gradients) {
+        let trained = data.trained.max(1);
+        let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
+        let mut gradients = Gradients::default();
+        let mut nats = 0.0;
+        for (index, batch) in data.micro_batches.iter().enumerate() {
+            let dropout = self.dropout.then(|| mix(step_key ^ index as u64));
+            let staging = Staging { recompute: self.recompute, dropout };
+            let (objective, share) = (self.objective.as_ref(), 1.0 / trained as f32);
+            nats += accumulate(self.decoder, &self.parameters, objective, batch, share, staging, &mut gradients);
+        }
+        (nats / trained as f64, gradients)
+    }
+
+    /// Passes over a step without applying it, or ends the run before it.
+    fn refuse(
+        &mut self,
+        sink: &mut dyn Sink,
+        data: &DataStep,
+        reason: Fault,
+        loss: f64,
+        grad_norm: f64,
+    ) -> Result<(), TrainError> {
+        let patient = self.state.skipped_in_a_row < MOST_SKIPPED_IN_A_ROW;
+        let action = if patient { self.bad_steps.policy } else { OnBadStep::Stop };
+        let bad = BadStep {
+            step: self.state.step + 1,
+            reason,
+            loss,
+            grad_norm,
+            action,
+            file: self.bad_steps.directory.clone(),
+            worst: None,
+        };
+        let bad = self.bad_steps.record(self.decoder, &self.parameters, data, bad).map_err(CheckpointError::from)?;
+        sink.event(&Event::BadStep(bad.clone()))?;
+        if action == OnBadStep::Stop {
+            return Err(TrainError::BadStep { bad: Box::new(bad), skipped_in_a_row: self.state.skipped_in_a_row });
+        }
+        self.state.skipped += 1;
+        self.state.skipped_in_a_row += 1;
+        self.pass(data);
+        Ok(())
+    }
+
+    fn pass(&mut self, data: &DataStep) {
+        self.state.step += 1;
+        self.state.tokens += data.tokens as u64;
+        self.state.cursor = data.cursor.clone();
     }
 
     fn evaluate(&mut self, sink: &mut dyn Sink) -> Result<(), TrainError> {
         let Some(set) = &self.eval else { return Ok(()) };
-        let evaluation = set.loss(self.decoder, &Pass::plain(&self.parameters))?.evaluation(self.state.step);
-        if self.state.best_eval.is_none_or(|best| evaluation.loss < best) {
-            self.state.best_eval = Some(evaluation.loss);
+        let Some(sum) = set.loss(self.decoder, &Pass::plain(&self.parameters), &self.stop)? else { return Ok(()) };
+        let evaluation = sum.evaluation(self.state.step);
+        self.state.evaluated = Some(self.state.step);
+        let better = self.state.best_eval.is_none_or(|best| evaluation.loss < best.0);
+        if better && evaluation.loss.is_finite() {
+            self.state.best_eval = Some(Exact(evaluation.loss));
             self.state.stale_evals = 0;
         } else {
             self.state.stale_evals += 1;
@@ -197,9 +241,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn save(&self, sink: &mut dyn Sink) -> Result<PathBuf, TrainError> {
+    fn save(&mut self) -> Result<std::path::PathBuf, CheckpointError> {
         let path = self.checkpoints.save(&self.parameters, &self.optimizer, &self.state)?;
-        sink.event(&Event::Saved { step: self.state.step, path: path.clone() })?;
+        self.saved = Some(self.state.step);
         Ok(path)
     }
 }

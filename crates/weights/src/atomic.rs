@@ -2,15 +2,18 @@
 //!
 //! Content goes to a hidden sibling (`.NAME.partial-…`), is synced to the device, and is then renamed; a rename inside
 //! one directory is atomic. The sibling is removed when it is dropped before that. A killed process leaves its sibling
-//! behind, never a half-written result.
+//! behind, never a half-written result; [`sweep`] removes what such processes left.
+
+mod sibling;
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
 };
+
+pub use sibling::sweep;
+use sibling::{in_use, unused};
 
 use crate::WeightError;
 
@@ -36,8 +39,10 @@ pub struct PartialFile {
 impl PartialFile {
     /// Opens a temporary sibling of `target`, whose directory must exist.
     pub fn create(target: &Path) -> Result<Self, WeightError> {
-        let (path, file) = unused_sibling(target, |path| OpenOptions::new().write(true).create_new(true).open(path))?;
-        Ok(Self { file, guard: Guard { path, committed: false }, target: target.to_owned() })
+        let (path, file) = unused(target, |path| OpenOptions::new().write(true).create_new(true).open(path))?;
+        // The lock is the sign that the sibling is being written; it ends with the file's handle.
+        let _ = file.try_lock();
+        Ok(Self { file, guard: Guard { path, committed: false, _in_use: None }, target: target.to_owned() })
     }
 
     /// Syncs the content and gives the file its final name, replacing one of that name.
@@ -75,8 +80,9 @@ impl AtomicDir {
         }
         let parent = parent_of(target);
         fs::create_dir_all(parent).map_err(WeightError::io("create", parent))?;
-        let (path, ()) = unused_sibling(target, |path| fs::create_dir(path))?;
-        Ok(Self { guard: Guard { path, committed: false }, target: target.to_owned(), replace })
+        let (path, ()) = unused(target, |path| fs::create_dir(path))?;
+        let _in_use = in_use(&path);
+        Ok(Self { guard: Guard { path, committed: false, _in_use }, target: target.to_owned(), replace })
     }
 
     /// Where to put the content.
@@ -87,7 +93,7 @@ impl AtomicDir {
     /// Syncs everything below and gives the directory its final name.
     pub fn commit(mut self) -> Result<PathBuf, WeightError> {
         sync_tree(&self.guard.path)?;
-        let displaced = if self.replace { self.displace()? } else { None };
+        let displaced = if self.replace { displace(&self.target)? } else { None };
         if displaced.is_none() {
             refuse_occupied(&self.target)?;
         }
@@ -101,24 +107,32 @@ impl AtomicDir {
         self.guard.committed = true;
         sync_directory(parent_of(&self.target))?;
         if let Some(displaced) = displaced {
-            remove(&displaced).map_err(WeightError::io("remove", &displaced))?;
+            delete(&displaced).map_err(WeightError::io("remove", &displaced))?;
         }
         Ok(self.target)
     }
+}
 
-    /// Moves what is at the target out of the way; a directory that is not empty cannot be renamed over.
-    fn displace(&self) -> Result<Option<PathBuf>, WeightError> {
-        if fs::symlink_metadata(&self.target).is_err() {
-            return Ok(None);
-        }
-        let (path, ()) = unused_sibling(&self.target, |path| {
-            if fs::symlink_metadata(path).is_ok() {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            fs::rename(&self.target, path)
-        })?;
-        Ok(Some(path))
+/// Removes a file or directory, or nothing if there is none: what is at `path` is whole until it is gone.
+pub fn remove(path: &Path) -> Result<(), WeightError> {
+    match displace(path)? {
+        Some(displaced) => delete(&displaced).map_err(WeightError::io("remove", &displaced)),
+        None => Ok(()),
     }
+}
+
+/// Moves what is at the target out of the way; a directory that is not empty cannot be renamed over.
+fn displace(target: &Path) -> Result<Option<PathBuf>, WeightError> {
+    if fs::symlink_metadata(target).is_err() {
+        return Ok(None);
+    }
+    let (path, ()) = unused(target, |path| {
+        if fs::symlink_metadata(path).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        fs::rename(target, path)
+    })?;
+    Ok(Some(path))
 }
 
 /// Removes its path when dropped uncommitted.
@@ -126,18 +140,19 @@ impl AtomicDir {
 struct Guard {
     path: PathBuf,
     committed: bool,
+    _in_use: Option<File>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if !self.committed {
             // A failure here leaves a hidden sibling, which is harmless; there is nobody to report it to.
-            let _ = remove(&self.path);
+            let _ = delete(&self.path);
         }
     }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+fn delete(path: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
@@ -145,27 +160,6 @@ fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    }
-}
-
-/// Tries hidden sibling names until `make` succeeds. Plain creation rather than a temporary-file library: the result
-/// keeps the permissions that the user's umask gives.
-fn unused_sibling<T>(target: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(PathBuf, T), WeightError> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let Some(name) = target.file_name() else {
-        return Err(WeightError::Nameless { path: target.to_owned() });
-    };
-    loop {
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".partial-{}-{number}", process::id()));
-        let path = parent_of(target).join(hidden);
-        match make(&path) {
-            Ok(made) => return Ok((path, made)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(WeightError::io("create", path)(source)),
-        }
     }
 }
 
@@ -310,6 +304,17 @@ mod tests {
         }
         assert_eq!(names(&target), ["new"]);
         assert_eq!(names(home.path()), ["adapter"]);
+    }
+
+    #[test]
+    fn a_removed_directory_leaves_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("step-000002");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("a"), "a").unwrap();
+        remove(&target).unwrap();
+        remove(&target).unwrap();
+        assert_eq!(names(home.path()), Vec::<String>::new());
     }
 
     #[test]

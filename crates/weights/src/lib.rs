@@ -11,7 +11,7 @@
 //! | [`safetensors`] | [`Checkpoint`], [`SafetensorsWriter`], [`ShardedWriter`] |
 //! | [`peft`] | adapter directories as PEFT reads and writes them |
 //! | [`atomic`] | files and directories that appear only when whole |
-//! | [`lock`] | what a file was: its SHA-256 |
+//! | [`lock`] | what files were: their SHA-256 |
 
 pub mod atomic;
 pub mod encoding;

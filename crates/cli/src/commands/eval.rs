@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Batch, Dataset, IGNORE, Packing};
 use qwen_tune_model::Pass;
-use qwen_tune_train::{EvalSet, batch_logps};
+use qwen_tune_train::{EvalSet, StopFlag, batch_logps};
 use serde_json::json;
 
 use super::loaded::{LoadedModel, final_adapter, load};
@@ -33,7 +33,8 @@ pub(super) fn run(args: &EvalArgs, printer: &Printer) -> Ended {
     let evaluation = match &args.logprobs {
         None => {
             let set = EvalSet { dataset, limit, micro_batch: MICRO_BATCH, packing: Packing::None };
-            set.loss(&loaded.decoder, &pass).map_err(|e| failed("data", &e))?.evaluation(0)
+            let sum = set.loss(&loaded.decoder, &pass, &StopFlag::default()).map_err(|e| failed("data", &e))?;
+            sum.expect("invariant: nobody raises this flag").evaluation(0)
         }
         Some(path) => token_by_token(&loaded, &pass, &dataset, limit, path)?,
     };

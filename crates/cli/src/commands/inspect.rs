@@ -8,12 +8,15 @@ use qwen_tune_weights::peft::Adapter;
 use qwen_tune_weights::{Checkpoint, TensorSource};
 use serde_json::{Value, json};
 
-use super::{DONE, Ended, failed, run_dir, written};
+use super::{DONE, Ended, failed, run_dir, verify, written};
 use crate::args::InspectArgs;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::terminal::{Printer, Table, bytes, count};
 
 pub(super) fn run(args: &InspectArgs, printer: &Printer) -> Ended {
+    if args.verify {
+        return verify::run(args, printer);
+    }
     let path = &args.path;
     let (value, text) = if path.join("config.json").is_file() {
         model(path)?
@@ -122,6 +125,7 @@ fn finished_run(path: &Path) -> Result<(Value, String), Diagnostics> {
         "step": state.map(|s| s.step),
         "total_steps": state.map(|s| s.total_steps),
         "tokens": state.map(|s| s.tokens),
+        "skipped": state.map(|s| s.skipped),
         "last_step": last("step"),
         "first_eval": first_eval,
         "last_eval": last("eval"),
@@ -131,6 +135,12 @@ fn finished_run(path: &Path) -> Result<(Value, String), Diagnostics> {
     if let Some(state) = state {
         table.row(["steps".to_owned(), format!("{} of {}", count(state.step), count(state.total_steps))]);
         table.row(["tokens".to_owned(), count(state.tokens)]);
+        if state.skipped > 0 {
+            table.row(["not applied".to_owned(), format!("{} bad steps", count(state.skipped))]);
+        }
+    }
+    for damage in latest.iter().flat_map(|latest| &latest.passed_over) {
+        table.row(["damaged".to_owned(), damage.to_string()]);
     }
     for (name, event) in
         [("last loss", last("step")), ("first evaluation", first_eval), ("last evaluation", last("eval"))]

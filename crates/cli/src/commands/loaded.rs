@@ -9,7 +9,7 @@ use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device;
 use qwen_tune_weights::peft::Adapter;
 
-use super::failed;
+use super::{base, failed};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::plan::{Opened, bind_adapter, open_model};
 use crate::recipe::{Recipe, RecipeDoc};
@@ -30,7 +30,9 @@ pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> 
     let training = match adapter {
         None => Training::Nothing,
         Some(path) => {
-            Training::Lora(LoraPlan { modules: bind_adapter(read_adapter(path)?, &model)?, dropout: 0.0, seed: 0 })
+            let adapter = read_adapter(path)?;
+            base::refuse_other(&adapter, &model, recipe, doc)?;
+            Training::Lora(LoraPlan { modules: bind_adapter(adapter, &model)?, dropout: 0.0, seed: 0 })
         }
     };
     let (decoder, parameters) =

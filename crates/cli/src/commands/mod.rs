@@ -1,19 +1,23 @@
 //! The verbs: each takes its arguments and a printer, and ends with an exit code or with everything that is wrong.
 
+mod base;
 mod chat;
 mod check;
 mod data;
 mod devices;
 mod eval;
 mod export;
+mod failure;
 mod generate;
 mod init;
 mod inspect;
 mod loaded;
 mod logprobs;
 mod plan;
+mod resume;
 mod run_dir;
 mod train;
+mod verify;
 
 use crate::args::{Cli, Command};
 use crate::diagnostic::{Diagnostic, Diagnostics};

@@ -1,13 +1,19 @@
 //! The run directory: what is in it, and when it may be written to.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use qwen_tune_data::AuditLimits;
 use qwen_tune_weights::WeightError;
-use qwen_tune_weights::atomic::write_file;
+use qwen_tune_weights::atomic::{sweep, write_file};
+use qwen_tune_weights::lock::Lock;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::plan::Plan;
 use crate::recipe::{RecipeDoc, to_resolved_toml};
+
+/// The file that a run locks while it goes on.
+const CLAIM: &str = ".lock";
 
 /// Whether the directory holds a run: one that made a step. What a run leaves that failed before its first step may be
 /// overwritten.
@@ -34,10 +40,30 @@ pub(super) fn refuse_occupied(dir: &Path, doc: &RecipeDoc) -> Result<(), Diagnos
     Ok(())
 }
 
-/// Writes what is known before the first step.
-pub(super) fn begin(plan: &Plan, doc: &RecipeDoc) -> Result<(), Diagnostics> {
-    let dir = &plan.directory;
+/// Makes the directory this process's own until the handle is dropped or the process ends, however it ends: two runs in one
+/// directory would overwrite each other's files. Then removes what killed runs left half-written.
+pub(super) fn claim(dir: &Path, doc: &RecipeDoc) -> Result<File, Diagnostics> {
     std::fs::create_dir_all(dir).map_err(|e| fault(dir, e))?;
+    let path = dir.join(CLAIM);
+    let handle = File::options().create(true).append(true).open(&path).map_err(|e| fault(&path, e))?;
+    // A file system without locks leaves it to the user, as before there were any.
+    if matches!(handle.try_lock(), Err(TryLockError::WouldBlock)) {
+        let message = format!("another process is training in `{}`", dir.display());
+        return Err(Diagnostic::mistake("run-in-use", message)
+            .at(doc.span_of("run.dir"))
+            .hint("wait for it, or stop it")
+            .hint("or begin another run: `--set run.dir=runs/another-name`")
+            .into());
+    }
+    for part in ["", "checkpoints", "export", "bad-batches"] {
+        sweep(&dir.join(part)).map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
+    }
+    Ok(handle)
+}
+
+/// Writes what is known before the first step.
+pub(super) fn begin(plan: &Plan, doc: &RecipeDoc, lock: Option<&Lock>) -> Result<(), Diagnostics> {
+    let dir = &plan.directory;
     let resolved = to_resolved_toml(&plan.recipe, &plan.choices)
         .map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
     let choices: Vec<serde_json::Value> = plan
@@ -52,13 +78,18 @@ pub(super) fn begin(plan: &Plan, doc: &RecipeDoc) -> Result<(), Diagnostics> {
         "micro_batch": plan.micro_batch,
         "recompute": plan.recompute,
         "rows": plan.data.rows(),
-        "audit": plan.audit,
+        "lock": lock,
         "choices": choices,
     });
     let summary = serde_json::to_string_pretty(&summary)
         .map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
+    let audit = serde_json::json!({ "limits": AuditLimits::START, "data": plan.audit, "eval": plan.eval_audit });
+    let audit =
+        serde_json::to_string_pretty(&audit).map_err(|e| Diagnostics::from(Diagnostic::failure_from("run-dir", &e)))?;
     let written = doc.text().map_or(resolved.as_str(), |text| text);
-    for (name, text) in [("recipe.toml", written), ("plan.json", &summary), ("recipe.resolved.toml", &resolved)] {
+    for (name, text) in
+        [("recipe.toml", written), ("plan.json", &summary), ("audit.json", &audit), ("recipe.resolved.toml", &resolved)]
+    {
         put(&dir.join(name), text)?;
     }
     Ok(())

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qwen_tune_data::Stream;
-use qwen_tune_model::Decoder;
+use qwen_tune_model::{Decoder, Parameters};
 use qwen_tune_train::{
-    AdamW, Artefact, Checkpoints, Ending, Event, Fanout, Jsonl, Run, Sink, StopFlag, TrainState, objective,
+    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance, Run,
+    Sink, StopFlag, TrainState, objective,
 };
 use qwen_tune_weights::atomic::AtomicDir;
 
-use super::{DONE, Ended, INTERRUPTED, export::export_run, failed, run_dir};
+use super::{DONE, Ended, INTERRUPTED, base, export::export_run, failed, failure, resume, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, Prepared, prepare};
@@ -18,65 +19,37 @@ use crate::recipe::Purpose;
 use crate::terminal::{JsonLines, Printer, Progress, count};
 
 pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
-    let Prepared { doc, plan } = prepare(args.recipe.as_deref(), &args.settings.to_vec(), Purpose::Train)?;
+    let stop = stop_on_signal(printer);
+    let Prepared { doc, mut plan } = prepare(args.recipe.as_deref(), &args.settings.to_vec(), Purpose::Train)?;
     printer.diagnostics(&plan.warnings);
+    if !args.resume {
+        run_dir::refuse_occupied(&plan.directory, &doc)?;
+    }
+    let _claim = run_dir::claim(&plan.directory, &doc)?;
+    base::announce(&plan.model, &plan.recipe, printer);
+    let lock = base::lock(&plan.model, &plan.recipe)?;
+    base::seal(&mut plan.trained.artefact, lock.as_ref(), &doc)?;
+    let made_from = resume::provenance(&plan, &doc, lock)?;
     let resumed = if args.resume {
-        Checkpoints::latest(&plan.directory).map_err(|e| failed("resume", &e))?
+        resume::checkpoint(&plan, &doc, &made_from, printer)?
     } else {
+        // Again: another run may have come and gone before this one had the directory to itself.
         run_dir::refuse_occupied(&plan.directory, &doc)?;
         None
     };
+    if let Some(loaded) = &resumed {
+        plan.keep_micro_batch(loaded.state.micro_batch);
+    }
     tell(&plan, printer);
-    run_dir::begin(&plan, &doc)?;
+    run_dir::begin(&plan, &doc, made_from.base.as_ref())?;
 
-    let (decoder, mut parameters) =
+    let (decoder, parameters) =
         Decoder::load(&plan.model, &plan.trained.training, &plan.device.device, plan.device.dtype)
             .map_err(|e| failed("load", &e))?;
-    let optimizer_config = plan.recipe.optimizer.clone();
-    let mut optimizer = AdamW::new(optimizer_config.clone(), &parameters);
-    let mut state = TrainState::new(plan.recipe.run.seed, plan.total_steps);
-    let metrics = plan.directory.join("metrics.jsonl");
-    if let Some(loaded) = &resumed {
-        loaded.restore(&plan.trained.artefact, &mut parameters, &mut optimizer).map_err(|e| failed("resume", &e))?;
-        state = TrainState { total_steps: plan.total_steps, ..loaded.state.clone() };
-        printer.note(&format!("resuming after step {}", count(state.step)));
-    }
-    let data = Stream::start(Arc::new(plan.data.clone()), plan.batches(), state.cursor.clone())
-        .map_err(|e| failed("data", &e))?;
-
-    let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Progress::new(printer.clone()))];
-    if plan.recipe.report.jsonl {
-        let jsonl = if state.step > 0 { Jsonl::resume(&metrics, state.step) } else { Jsonl::create(&metrics) };
-        sinks.push(Box::new(jsonl.map_err(|e| failed("metrics", &e))?));
-    }
-    if printer.is_json() {
-        sinks.push(Box::new(JsonLines::new(printer.clone())));
-    }
-    let mut sink = Fanout(sinks);
-    let objective = objective(&plan.recipe.objective).expect("invariant: the rules refuse objectives not there yet");
-    let every = plan.recipe.checkpoint.every;
-    let artefact = plan.trained.artefact.clone();
-    let eval_config = plan.recipe.eval.clone().unwrap_or_default();
-    let mut run = Run {
-        decoder: &decoder,
-        parameters,
-        optimizer,
-        optimizer_config,
-        schedule: plan.recipe.schedule.clone(),
-        objective,
-        data: Box::new(data),
-        eval: plan.eval.clone(),
-        eval_every: eval_config.every,
-        early_stop: eval_config.early_stop,
-        checkpoints: Checkpoints::new(&plan.directory, every, plan.recipe.checkpoint.keep, artefact),
-        recompute: plan.recompute,
-        dropout: plan.trained.dropout,
-        state,
-        stop: stop_on_signal(printer),
-    };
-    let outcome = run.execute(&mut sink).map_err(|e| failed("train", &e))?;
-    let ending = outcome.ending;
-    if ending == Ending::Interrupted {
+    let mut run = ready(&plan, &decoder, parameters, made_from, resumed.as_ref(), stop)?;
+    let mut sink = listeners(&plan, resumed.as_ref(), printer)?;
+    let outcome = run.execute(&mut sink).map_err(|e| failure::told(&e, &plan))?;
+    if outcome.ending == Ending::Interrupted {
         finish(&mut sink, &Event::Finished(outcome))?;
         printer.note("interrupted after a checkpoint; go on with `--resume`");
         return Ok(INTERRUPTED);
@@ -84,11 +57,75 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     if let Artefact::Adapter { .. } = plan.trained.artefact {
         save_adapter(&plan.trained.artefact, &run, &plan.directory.join("adapter"))?;
     }
-    for path in export_run(&plan, &run.parameters)? {
+    for path in export_run(&plan, &run.parameters, run.state.made_from.base.as_ref())? {
         finish(&mut sink, &Event::Exported { path })?;
     }
     finish(&mut sink, &Event::Finished(outcome))?;
     Ok(DONE)
+}
+
+/// The run at its beginning, or where its checkpoint left it.
+fn ready<'a>(
+    plan: &Plan,
+    decoder: &'a Decoder,
+    mut parameters: Parameters,
+    made_from: Provenance,
+    resumed: Option<&Loaded>,
+    stop: StopFlag,
+) -> Result<Run<'a>, Diagnostics> {
+    let recipe = &plan.recipe;
+    let mut optimizer = AdamW::new(recipe.optimizer.clone(), &parameters);
+    let mut state = TrainState::new(recipe.run.seed, plan.total_steps, plan.micro_batch, made_from);
+    if let Some(loaded) = resumed {
+        loaded.restore(&plan.trained.artefact, &mut parameters, &mut optimizer).map_err(|e| failed("resume", &e))?;
+        let TrainState { total_steps, micro_batch, made_from, .. } = state;
+        state = TrainState { total_steps, micro_batch, made_from, ..loaded.state.clone() };
+    }
+    let data = Stream::start(Arc::new(plan.data.clone()), plan.batches(), state.cursor.clone())
+        .map_err(|e| failed("data", &e))?;
+    let eval = recipe.eval.clone().unwrap_or_default();
+    let CheckpointConfig { every, keep } = recipe.checkpoint;
+    Ok(Run {
+        decoder,
+        parameters,
+        optimizer,
+        optimizer_config: recipe.optimizer.clone(),
+        schedule: recipe.schedule.clone(),
+        objective: objective(&recipe.objective).expect("invariant: the rules refuse objectives not there yet"),
+        data: Box::new(data),
+        eval: plan.eval.clone(),
+        eval_every: eval.every,
+        early_stop: eval.early_stop,
+        checkpoints: Checkpoints::new(&plan.directory, every, keep, plan.trained.artefact.clone()),
+        saved: resumed.map(|loaded| loaded.state.step),
+        bad_steps: BadSteps {
+            policy: recipe.run.on_bad_step,
+            spike: recipe.run.spike,
+            directory: plan.directory.join("bad-batches"),
+            dataset: plan.data.clone(),
+        },
+        recompute: plan.recompute,
+        dropout: plan.trained.dropout,
+        state,
+        stop,
+    })
+}
+
+/// Everyone who hears of the run: a person, `metrics.jsonl`, a program.
+fn listeners(plan: &Plan, resumed: Option<&Loaded>, printer: &Printer) -> Result<Fanout, Diagnostics> {
+    let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Progress::new(printer.clone()))];
+    if plan.recipe.report.jsonl {
+        let path = plan.directory.join("metrics.jsonl");
+        let jsonl = match resumed {
+            Some(loaded) => Jsonl::resume(&path, loaded.state.step),
+            None => Jsonl::create(&path),
+        };
+        sinks.push(Box::new(jsonl.map_err(|e| failed("metrics", &e))?));
+    }
+    if printer.is_json() {
+        sinks.push(Box::new(JsonLines::new(printer.clone())));
+    }
+    Ok(Fanout(sinks))
 }
 
 fn finish(sink: &mut Fanout, event: &Event) -> Result<(), Diagnostics> {

@@ -58,6 +58,9 @@ impl Diagnostic {
         if let Some(place) = &self.place {
             line(format_args!("  in {place}"));
         }
+        if let Some(excerpt) = &self.excerpt {
+            line(format_args!("  excerpt: {excerpt}"));
+        }
         for cause in &self.causes {
             line(format_args!("  caused by: {cause}"));
         }
@@ -93,7 +96,9 @@ impl Diagnostic {
             fields.insert("end_line".into(), end_line.into());
             fields.insert("end_column".into(), end_column.into());
         }
-        for (key, text) in [("label", &self.label), ("found", &self.found), ("expected", &self.expected)] {
+        for (key, text) in
+            [("label", &self.label), ("found", &self.found), ("expected", &self.expected), ("excerpt", &self.excerpt)]
+        {
             if let Some(text) = text {
                 fields.insert(key.into(), text.clone().into());
             }
@@ -102,6 +107,9 @@ impl Diagnostic {
             let mut at = json!({ "file": place.file.display().to_string() });
             if let Some(row) = place.row {
                 at["row"] = row.into();
+            }
+            if let Some(line) = place.line {
+                at["line"] = line.into();
             }
             if let Some(column) = &place.column {
                 at["column"] = column.clone().into();
@@ -158,6 +166,7 @@ impl miette::Diagnostic for Drawn<'_> {
 
     fn severity(&self) -> Option<miette::Severity> {
         Some(match self.0.severity {
+            Severity::Note => miette::Severity::Advice,
             Severity::Warning => miette::Severity::Warning,
             Severity::Failure | Severity::Mistake => miette::Severity::Error,
         })

@@ -1,6 +1,6 @@
 //! Faults of libraries as diagnostics with their place.
 
-use qwen_tune_data::DataError;
+use qwen_tune_data::{DataError, RowError};
 use qwen_tune_qwen::ModelError;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
@@ -8,12 +8,39 @@ use crate::recipe::RecipeDoc;
 
 /// A fault of data, with file, row and column where it has them.
 pub fn data_fault(error: &DataError) -> Diagnostic {
-    let diagnostic = Diagnostic::mistake_from("data", error);
+    let DataError::Row { path, row, line, column, error: inner } = error else {
+        return Diagnostic::mistake_from("data", error);
+    };
+    let place = Place { file: path.clone(), row: Some(*row), line: *line, column: column.clone() };
+    row_fault(inner).place(place)
+}
+
+/// What is wrong inside a row.
+fn row_fault(error: &RowError) -> Diagnostic {
+    let from = |code| Diagnostic::mistake_from(code, error);
     match error {
-        DataError::Row { path, row, column, .. } => {
-            diagnostic.place(Place { file: path.clone(), row: Some(*row), column: column.clone() })
+        RowError::SpecialToken { token, what, around } => {
+            Diagnostic::mistake("special-token", format!("{what} spells the special token `{token}`"))
+                .excerpt(around)
+                .hint("to read it as plain text: `--set tokens.special_tokens=escape`")
+                .hint("or, if it is meant as the token: `--set tokens.special_tokens=allow`")
         }
-        _ => diagnostic,
+        RowError::UnknownRole { .. } => from("unknown-role")
+            .hint("rename the role in the rows, or give a chat template that knows it: `--set tokens.template=PATH`"),
+        RowError::NoMaskRule => Diagnostic::mistake(
+            "no-mask-rule",
+            "nothing tells the assistant's tokens from the others: the chat template is not ChatML and has no `{% generation %}` tag",
+        )
+        .hint("put the tag around answers in a template of your own: `--set tokens.template=PATH`")
+        .hint("or train on everything: `--set tokens.loss_on=all`"),
+        RowError::NoTemplate => from("no-template"),
+        RowError::PromptChanged { .. } => from("prompt-changed"),
+        RowError::Template { .. } => from("template-failed")
+            .hint("see which row it cannot render, or give another template: `--set tokens.template=PATH`"),
+        RowError::Overlong { tokens, .. } => from("overlong")
+            .hint(format!("`--set tokens.max_length={tokens}` takes it whole"))
+            .hint("or say what becomes of long rows: `--set tokens.overlong=truncate`"),
+        _ => from("data"),
     }
 }
 

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qwen_tune_data::{Dataset, Encoder, LossOn, SourceConfig};
+use qwen_tune_data::{Audit, Dataset, Encoder, LossOn, SourceConfig};
 use qwen_tune_model::ComputeDtype;
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device::{self, DeviceError, OpenDevice};
 use qwen_tune_train::{EvalConfig, EvalData, EvalSource, ObjectiveKind};
 
-use super::{Trained, data_fault, data_faults, length, model_faults, trained};
+use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults, trained};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Purpose, Recipe, RecipeDoc};
 
@@ -22,6 +22,10 @@ pub(super) struct Inputs {
     pub(super) data: Dataset,
     /// Rows held out.
     pub(super) held: Option<Dataset>,
+    /// What the first rows of every source look like.
+    pub(super) audit: Audit,
+    /// The same of held-out rows that are not a part of the training rows.
+    pub(super) eval_audit: Option<Audit>,
     pub(super) warnings: Diagnostics,
 }
 
@@ -41,23 +45,25 @@ impl Inputs {
         let eval = recipe.eval.clone().unwrap_or_default();
         let whole = faults.keep(open_data(&recipe.data, encoder.as_ref(), doc, "data")).flatten();
         let held = faults.keep(held_out(&eval, encoder.as_ref(), doc)).flatten();
-        let (Some(model), Some(device), Some(trained), Some(whole), false) =
-            (model, device, trained, whole, faults.has_errors())
+        let look = |data: &Dataset, part, faults: &mut Diagnostics| {
+            let (audit, told) = faults.keep(audit::first_rows(data, part, &recipe.tokens, doc))?;
+            faults.extend(told);
+            Some(audit)
+        };
+        let eval_audit = held.as_ref().and_then(|held| look(held, Part::Eval, &mut faults));
+        let rows = whole.and_then(|whole| match held {
+            Some(held) => Some((whole, Some(held))),
+            None => faults.keep(training_rows(whole, recipe, doc)),
+        });
+        let audit = rows.as_ref().and_then(|(data, _)| look(data, Part::Train, &mut faults));
+        let (Some(model), Some(device), Some(trained), Some((data, held)), Some(audit), false) =
+            (model, device, trained, rows, audit, faults.has_errors())
         else {
             return Err(faults);
         };
         let (device, said) = device;
         faults.extend(said);
-        let (data, held) = match (held, eval.fraction) {
-            (None, Some(fraction)) => {
-                let (kept, held) = whole
-                    .split(fraction, recipe.run.seed)
-                    .map_err(|e| Diagnostics::from(data_fault(&e).at(doc.span_of("eval.fraction"))))?;
-                (kept, Some(held))
-            }
-            (held, _) => (whole, held),
-        };
-        Ok(Self { model, device, trained, data, held, warnings: faults })
+        Ok(Self { model, device, trained, data, held, audit, eval_audit, warnings: faults })
     }
 }
 
@@ -147,6 +153,23 @@ fn open_data(
         None => Dataset::check(sources, &roots).map(|()| None),
     }
     .map_err(|errors| data_faults(&errors, doc, key))
+}
+
+/// Rows to train on and rows held out of them, where `[eval] fraction` holds some out.
+///
+/// # Errors
+/// If a part would have no row.
+pub fn training_rows(
+    whole: Dataset,
+    recipe: &Recipe,
+    doc: &RecipeDoc,
+) -> Result<(Dataset, Option<Dataset>), Diagnostics> {
+    let eval = recipe.eval.as_ref().filter(|eval| eval.data.is_none());
+    let Some(fraction) = eval.and_then(|eval| eval.fraction) else { return Ok((whole, None)) };
+    let (kept, held) = whole
+        .split(fraction, recipe.run.seed)
+        .map_err(|e| Diagnostics::from(data_fault(&e).at(doc.span_of("eval.fraction"))))?;
+    Ok((kept, Some(held)))
 }
 
 /// Rows that `[eval] data` names.

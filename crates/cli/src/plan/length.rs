@@ -17,16 +17,20 @@ pub(super) struct Length {
     pub(super) choices: Vec<Choice>,
 }
 
+/// How much data a step takes.
+pub fn step_size(run: &RunConfig) -> StepSize {
+    match (run.global_batch, run.global_tokens) {
+        (_, Some(tokens)) => StepSize::Tokens(tokens),
+        (rows, None) => StepSize::Rows(rows.unwrap_or(GLOBAL_BATCH)),
+    }
+}
+
 pub(super) fn resolve(run: &RunConfig, data: &Dataset, row_tokens: f64) -> Length {
     let mut choices = Vec::new();
-    let step_size = match (run.global_batch, run.global_tokens) {
-        (_, Some(tokens)) => StepSize::Tokens(tokens),
-        (Some(rows), None) => StepSize::Rows(rows),
-        (None, None) => {
-            choices.push(Choice::new("run.global_batch", GLOBAL_BATCH as i64, "the usual number of rows"));
-            StepSize::Rows(GLOBAL_BATCH)
-        }
-    };
+    let step_size = step_size(run);
+    if (run.global_batch, run.global_tokens) == (None, None) {
+        choices.push(Choice::new("run.global_batch", GLOBAL_BATCH as i64, "the usual number of rows"));
+    }
     let (step_rows, step_tokens) = match step_size {
         StepSize::Rows(rows) => (rows as f64, rows as f64 * row_tokens),
         StepSize::Tokens(tokens) => (tokens as f64 / row_tokens, tokens as f64),

@@ -1,6 +1,7 @@
 //! From what the recipe says to what will happen: files opened, every `auto` decided with its reason, lengths turned
 //! into steps. Nothing is allocated on a device and nothing is written.
 
+mod audit;
 mod fault;
 mod inputs;
 mod length;
@@ -11,19 +12,21 @@ mod worst;
 
 use std::path::{Path, PathBuf};
 
-use qwen_tune_data::{Audit, BatchPlan, DataError, Dataset, Packing, StepSize};
+use qwen_tune_data::{Audit, AuditLimits, BatchPlan, DataError, Dataset, Packing, StepSize};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{EvalSet, Recompute};
 
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::Diagnostics;
 use crate::recipe::{Choice, Purpose, Recipe, RecipeDoc, Setting};
 use inputs::Inputs;
 use room::Load;
 use worst::{Layout, Lengths};
 
+pub use audit::{Part, audit_report};
 pub use fault::{data_fault, data_faults, model_faults};
-pub use inputs::{Opened, held_out, open_model, roots};
+pub use inputs::{Opened, held_out, open_model, roots, training_rows};
+pub use length::step_size;
 pub use pace::Estimate;
 pub use room::{Cost, MemoryTable, available_memory};
 pub use trained::{Trained, bind_adapter, trained};
@@ -40,6 +43,8 @@ pub struct Plan {
     pub eval: Option<EvalSet>,
     /// What the first rows of every source look like.
     pub audit: Audit,
+    /// The same of rows that are only evaluated on, where they are not a part of the training rows.
+    pub eval_audit: Option<Audit>,
     /// What is trained.
     pub trained: Trained,
     /// Where.
@@ -61,9 +66,6 @@ pub struct Plan {
     /// What was decided, and why.
     pub choices: Vec<Choice>,
 }
-
-/// Rows of each source that are looked at before a run starts.
-const AUDIT_ROWS: u64 = 256;
 
 /// A recipe and what will happen.
 pub struct Prepared {
@@ -106,14 +108,25 @@ impl Plan {
         batches(&self.recipe, self.step_size, self.micro_batch)
     }
 
+    /// Goes on with the micro-batch that a run began with, unless the recipe names one: what is free now may be other
+    /// than it was then, and sums in another order round otherwise.
+    pub fn keep_micro_batch(&mut self, began_with: usize) {
+        if self.recipe.run.micro_batch.is_auto() {
+            self.micro_batch = began_with;
+            if let Some(eval) = &mut self.eval {
+                eval.micro_batch = began_with;
+            }
+        }
+    }
+
     /// Decides everything.
     ///
     /// # Errors
     /// With every fault of recipe, checkpoint and data that can be seen without running.
     pub fn make(recipe: &Recipe, doc: &RecipeDoc, purpose: Purpose) -> Result<Self, Diagnostics> {
-        let Inputs { model, device, trained, data, held, warnings: mut faults } = Inputs::open(recipe, doc, purpose)?;
+        let Inputs { model, device, trained, data, held, audit, eval_audit, warnings: mut faults } =
+            Inputs::open(recipe, doc, purpose)?;
         let eval = recipe.eval.clone().unwrap_or_default();
-        let audit = audited(&data, doc)?;
 
         let mut choices = Vec::new();
         let mut resolved = recipe.clone();
@@ -189,6 +202,7 @@ impl Plan {
             data,
             eval,
             audit,
+            eval_audit,
             device,
             directory,
             step_size: length.step_size,
@@ -218,30 +232,9 @@ fn batches(recipe: &Recipe, step: StepSize, micro_batch: usize) -> BatchPlan {
 /// Lengths of the first held-out rows.
 fn first_lengths(held: &Dataset, limit: Option<usize>) -> Result<Lengths, DataError> {
     let mut lengths = Vec::new();
-    for row in held.samples().take(limit.unwrap_or(usize::MAX).min(AUDIT_ROWS as usize)) {
+    for row in held.samples().take(limit.unwrap_or(usize::MAX).min(AuditLimits::START.rows as usize)) {
         let (_, encoded) = row?;
         lengths.extend(encoded.samples.iter().filter(|s| s.num_trained() > 0).map(|s| s.ids.len()));
     }
     Ok(Lengths::of_first(lengths))
-}
-
-/// Looks at the first rows; a source in which nothing carries loss is a mistake.
-fn audited(data: &Dataset, doc: &RecipeDoc) -> Result<Audit, Diagnostics> {
-    let audit = data.audit(AUDIT_ROWS).map_err(|e| Diagnostics::from(data_fault(&e)))?;
-    let mut faults = Diagnostics::new();
-    for (index, (source, info)) in audit.sources.iter().zip(data.sources()).enumerate() {
-        if source.trained == 0 {
-            let file = info.files.first().map(|f| f.display().to_string()).unwrap_or_default();
-            faults.push(
-                Diagnostic::mistake(
-                    "no-loss",
-                    format!("no token of the first {} rows of `{file}` carries loss", source.rows),
-                )
-                .at(doc.span_of(&format!("data[{index}].path")))
-                .hint("see what is trained with `tokens.loss_on`, and that the rows have assistant turns"),
-            );
-        }
-    }
-    faults.stop_on_errors()?;
-    Ok(audit)
 }

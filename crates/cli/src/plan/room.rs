@@ -18,7 +18,7 @@ const FORWARD_TOKENS: usize = 4096;
 /// Share of the free memory that a run plans to take, unless the recipe names an amount.
 const SHARE: f64 = 0.9;
 /// Code that is read from disk once training begins, buffers of products, and what an allocator cannot give to anyone.
-const PROGRAM: u64 = 12 << 20;
+const PROGRAM: u64 = 9 << 20;
 
 /// Bytes by purpose.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 //! order is: text to spanned table ([`doc`]), table against schema ([`walk`]), table to structs (serde), structs against
 //! meaning ([`rules`]).
 
+mod binding;
 mod doc;
 mod near;
 mod renamed;
@@ -27,6 +28,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+pub use self::binding::{Changed, binding_keys, changed_keys};
 pub use self::doc::RecipeDoc;
 pub use self::near::nearest;
 pub use self::resolved::{Choice, to_resolved_toml};
@@ -67,18 +69,22 @@ pub struct Recipe {
     pub run: RunConfig,
     /// When state is written for `--resume`.
     #[serde(default)]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub checkpoint: CheckpointConfig,
     /// Loss on held-out rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<EvalConfig>,
     /// What is made of the result when training is done.
     #[serde(default)]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub export: Vec<ExportConfig>,
     /// What is written about the run.
     #[serde(default)]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub report: ReportConfig,
     /// How `generate` and `chat` choose tokens.
     #[serde(default)]
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub generate: Sampling,
 }
 

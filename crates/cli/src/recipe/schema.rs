@@ -58,6 +58,11 @@ impl Schema {
         text
     }
 
+    /// The whole.
+    pub(super) fn root(&self) -> &Value {
+        &self.root
+    }
+
     /// The keys of the top level, as a table.
     pub(super) fn sections(&self) -> Table<'_> {
         self.table_of(&self.root).expect("invariant: a recipe is a struct")

@@ -114,6 +114,11 @@ impl Printer {
         self.paint(text, |s| owo_colors::OwoColorize::dimmed(&s).to_string())
     }
 
+    /// Text in a style where there is colour.
+    pub fn styled(&self, text: &str, style: owo_colors::Style) -> String {
+        self.paint(text, |s| style.style(s).to_string())
+    }
+
     fn paint(&self, text: &str, style: impl Fn(&str) -> String) -> String {
         if self.look.colour { style(text) } else { text.to_owned() }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use qwen_tune_train::{Ending, Evaluation, Event, Outcome, Sink, Step};
+use qwen_tune_train::{BadStep, Ending, Evaluation, Event, OnBadStep, Outcome, Sink, Step};
 
 use super::{Printer, bytes, count, duration, rate, short_count};
 
@@ -81,6 +81,19 @@ impl Progress {
         quiet || step.step == 1 || step.step == step.total_steps || step.step.is_multiple_of(tenth)
     }
 
+    fn bad_step(&self, bad: &BadStep) {
+        // What stops the run is told by its error.
+        if bad.action == OnBadStep::Skip {
+            self.printer.warn(&format!(
+                "step {} was not applied: loss {:.4}, gradient norm {:.4}; its rows are in {}",
+                count(bad.step),
+                bad.loss,
+                bad.grad_norm,
+                bad.file.display(),
+            ));
+        }
+    }
+
     fn evaluation(&mut self, evaluation: &Evaluation) {
         let change = match &self.first_evaluation {
             Some(first) if first.step < evaluation.step => {
@@ -112,9 +125,13 @@ impl Progress {
             (Some(first), Some(last)) => format!("  loss {first:.4} -> {last:.4}"),
             _ => String::new(),
         };
+        let skipped = match outcome.skipped {
+            0 => String::new(),
+            skipped => format!(" ({} of them not applied)", count(skipped)),
+        };
         let peak = outcome.peak_memory.map(|peak| format!("  peak {}", bytes(peak))).unwrap_or_default();
         self.printer.note(&format!(
-            "{how}  {} steps  {} tokens  {}{loss}{peak}",
+            "{how}  {} steps{skipped}  {} tokens  {}{loss}{peak}",
             count(outcome.step),
             count(outcome.tokens),
             duration(outcome.seconds),
@@ -129,6 +146,7 @@ impl Sink for Progress {
                 self.started(*step, *total_steps, *trained_parameters);
             }
             Event::Step(step) => self.step(step),
+            Event::BadStep(bad) => self.bad_step(bad),
             Event::Eval(evaluation) => self.evaluation(evaluation),
             Event::Saved { step, path } => {
                 // Every checkpoint in a log, none on a terminal: the bar is what is watched there.

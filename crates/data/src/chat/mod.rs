@@ -1,8 +1,11 @@
 //! Conversations to text, and which parts of that text the assistant wrote.
 
-mod generation;
+mod bounds;
+mod engine;
 mod mask;
+mod moment;
 mod python;
+mod source;
 mod special;
 mod template;
 
@@ -11,7 +14,7 @@ pub use template::{ChatTemplate, Rendered};
 pub(crate) use template::REASONING;
 
 pub(crate) use mask::{Mask, chatml, empty_think, from_chars};
-pub(crate) use python::Moment;
+pub(crate) use moment::Moment;
 pub(crate) use special::{Found, SpecialTexts, find_mark};
 
 /// Marks put into rendered text and cut out again: noncharacters, which no text may contain (Unicode 23.7).

@@ -20,8 +20,8 @@ pub(crate) struct SpecialTexts {
 
 /// What was found in a text.
 pub(crate) enum Found {
-    /// A special token's text.
-    Token(String),
+    /// A special token's text, and the byte it begins at.
+    Token { token: String, at: usize },
     /// A character that marks are made of.
     Mark(char),
 }
@@ -48,7 +48,8 @@ impl SpecialTexts {
 
     /// The first thing in a text that should not be there.
     pub(crate) fn find(&self, text: &str) -> Option<Found> {
-        self.next(text, 0).map(|(_, token)| Found::Token(token.to_owned())).or_else(|| find_mark(text))
+        let token = self.next(text, 0).map(|(at, token)| Found::Token { token: token.to_owned(), at });
+        token.or_else(|| find_mark(text))
     }
 
     /// Splits every special token's text by a mark after its first character.
@@ -78,7 +79,7 @@ mod tests {
     #[test]
     fn the_longest_token_is_found_and_split() {
         let special = SpecialTexts::new(["<|im|>", "<|im|>x", "<think>"].iter().map(|s| (*s).to_owned()));
-        assert!(matches!(special.find("a<<|im|>x"), Some(Found::Token(t)) if t == "<|im|>x"));
+        assert!(matches!(special.find("a<<|im|>x"), Some(Found::Token { token, at: 2 }) if token == "<|im|>x"));
         assert!(special.find("<think> <|im| >").is_none());
         assert!(matches!(special.find("a\u{fdd1}"), Some(Found::Mark('\u{fdd1}'))));
         assert_eq!(special.escape("ä<|im|>b<|im|>x"), "ä<\u{fdd2}|im|>b<\u{fdd2}|im|>x");

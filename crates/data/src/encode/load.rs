@@ -56,6 +56,7 @@ impl Encoder {
         let template = ChatTemplate::of_model(directory, settings, config.template.as_deref(), today)?;
         let added = tokenizer.get_added_tokens_decoder();
         let special = SpecialTexts::new(added.values().filter(|t| t.special).map(|t| t.content.clone()));
+        let added = added.into_keys().collect();
         let id = |token: &str| tokenizer.token_to_id(token);
         let frame = id("<|im_start|>").zip(id("<|im_end|>"));
         let chatml = match frame {
@@ -74,6 +75,9 @@ impl Encoder {
         Ok(Self {
             bos: begin(&tokenizer, settings),
             document_end: id("<|endoftext|>").or(eos),
+            begin: token_text(settings, "bos_token").and_then(id),
+            pad: token_text(settings, "pad_token").and_then(id),
+            added,
             eos,
             template,
             config: config.clone(),

@@ -4,10 +4,12 @@ mod load;
 mod rows;
 mod text_stream;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-pub use text_stream::TextStream;
+pub use text_stream::{Piece, TextStream};
 
 use crate::chat::{ChatTemplate, Mask, SpecialTexts, marks};
 use crate::error::RowError;
@@ -30,6 +32,11 @@ pub struct Encoder {
     eos: Option<u32>,
     /// Ends a document.
     document_end: Option<u32>,
+    /// What the tokenizer's settings call the beginning of a sequence, whether or not it is put anywhere.
+    begin: Option<u32>,
+    pad: Option<u32>,
+    /// Tokens that were added to the vocabulary: control tokens and tags, never made of smaller ones.
+    added: BTreeSet<u32>,
 }
 
 /// A row as tokens, whole.
@@ -79,15 +86,21 @@ impl Encoder {
 
     /// A row as samples, with `max_length` and `overlong` applied.
     pub fn encode(&self, row: &Row, origin: Origin) -> Result<Encoded, RowError> {
-        let Tokenised { ids, trained, .. } = self.tokenise(row)?;
+        self.cut(&self.tokenise(row)?, origin)
+    }
+
+    /// A whole row as samples of at most `max_length` tokens, as `overlong` says.
+    pub(crate) fn cut(&self, row: &Tokenised, origin: Origin) -> Result<Encoded, RowError> {
+        let Tokenised { ids, trained, .. } = row;
         let (tokens, max) = (ids.len(), self.config.max_length);
         let mut encoded = Encoded { samples: Vec::new(), tokens, truncated: false };
         if tokens == 0 {
             return Ok(encoded);
         }
-        let mut push = |ids: Vec<u32>, mut trained: Vec<bool>| {
+        let mut push = |ids: &[u32], trained: &[bool]| {
+            let mut trained = trained.to_vec();
             trained[0] = false;
-            encoded.samples.push(Sample { ids, trained, origin });
+            encoded.samples.push(Sample { ids: ids.to_vec(), trained, origin });
         };
         if tokens <= max {
             push(ids, trained);
@@ -95,13 +108,13 @@ impl Encoder {
         }
         match self.config.overlong {
             Overlong::Truncate => {
-                push(ids[..max].to_vec(), trained[..max].to_vec());
+                push(&ids[..max], &trained[..max]);
                 encoded.truncated = true;
             }
             Overlong::Drop => {}
             Overlong::Split => {
                 for (ids, trained) in ids.chunks(max).zip(trained.chunks(max)) {
-                    push(ids.to_vec(), trained.to_vec());
+                    push(ids, trained);
                 }
             }
             Overlong::Error => return Err(RowError::Overlong { tokens, max }),
@@ -182,6 +195,35 @@ impl Encoder {
     #[must_use]
     pub fn document_end_id(&self) -> Option<u32> {
         self.document_end
+    }
+
+    /// The token that the tokenizer's settings name as the beginning of a sequence.
+    #[must_use]
+    pub fn begin_id(&self) -> Option<u32> {
+        self.begin
+    }
+
+    /// The token that the tokenizer's settings name as padding. Nothing here pads.
+    #[must_use]
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// Whether a token stands for itself, as control tokens and tags do, and is never made of smaller ones.
+    #[must_use]
+    pub fn is_added(&self, id: u32) -> bool {
+        self.added.contains(&id)
+    }
+
+    /// The control token that the template writes behind an answer.
+    #[must_use]
+    pub fn turn_end_id(&self) -> Option<u32> {
+        const ANSWER: &str = "AnAnswerToLookFor";
+        let turns = [Message::new("user", "x"), Message::new("assistant", ANSWER)];
+        let text = self.render_chat(&turns, None, false, &Map::new()).ok()?;
+        let behind = &text[text.rfind(ANSWER)? + ANSWER.len()..];
+        // Some templates put a space before it.
+        self.encode_text(behind).ok()?.into_iter().take(3).find(|id| self.is_added(*id))
     }
 
     /// Tokens that end a generated answer: the tokenizer's end of sequence and the ends of a turn and of a document in

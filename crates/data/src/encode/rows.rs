@@ -152,7 +152,10 @@ impl Encoder {
     fn refuse(&self, text: &str, what: &str) -> Result<(), RowError> {
         match self.special.find(text) {
             None => Ok(()),
-            Some(Found::Token(token)) => Err(RowError::SpecialToken { token, what: what.to_owned() }),
+            Some(Found::Token { token, at }) => {
+                let around = crate::audit::one_line(&around(text, at..at + token.len()));
+                Err(RowError::SpecialToken { token, what: what.to_owned(), around })
+            }
             Some(Found::Mark(c)) => Err(RowError::Reserved { what: what.to_owned(), code: c as u32 }),
         }
     }
@@ -204,6 +207,15 @@ impl Encoder {
             Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
         }
     }
+}
+
+/// A stretch of a text with what stands closely before and behind it.
+fn around(text: &str, stretch: Range<usize>) -> String {
+    const SIDE: usize = 40;
+    let start = text[..stretch.start].char_indices().rev().nth(SIDE).map_or(0, |(at, c)| at + c.len_utf8());
+    let end = text[stretch.end..].char_indices().nth(SIDE).map_or(text.len(), |(at, _)| stretch.end + at);
+    let cut = |cut: bool| if cut { "..." } else { "" };
+    format!("{}{}{}", cut(start > 0), &text[start..end], cut(end < text.len()))
 }
 
 /// Token rows: used as they are.

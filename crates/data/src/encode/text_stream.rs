@@ -1,4 +1,4 @@
-//! Text of tokens as they are generated.
+//! Text of tokens one by one: as they are generated, or to look at.
 
 use super::Encoder;
 use crate::error::RowError;
@@ -12,6 +12,46 @@ pub struct TextStream<'a> {
     ids: Vec<u32>,
     /// How many of `ids` have come out.
     shown: usize,
+}
+
+/// Text and the tokens it came from: one, or several that share a character.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// How many tokens.
+    pub tokens: usize,
+    /// Their text; bytes that never become a character are U+FFFD.
+    pub text: String,
+}
+
+impl Encoder {
+    /// Tokens as pieces of text that can be shown one by one. Tokens that the tokenizer does not know are shown by
+    /// their number.
+    pub fn pieces_of(&self, ids: &[u32]) -> Result<Vec<Piece>, RowError> {
+        let mut pieces = Vec::with_capacity(ids.len());
+        let mut stream = self.text_stream(false);
+        let mut waiting = 0;
+        for &id in ids {
+            if self.token(id).is_none() {
+                let rest = std::mem::replace(&mut stream, self.text_stream(false)).finish()?;
+                if waiting > 0 {
+                    pieces.push(Piece { tokens: waiting, text: rest });
+                    waiting = 0;
+                }
+                pieces.push(Piece { tokens: 1, text: format!("<|{id}|>") });
+                continue;
+            }
+            waiting += 1;
+            let text = stream.push(id)?;
+            if !text.is_empty() {
+                pieces.push(Piece { tokens: waiting, text });
+                waiting = 0;
+            }
+        }
+        if waiting > 0 {
+            pieces.push(Piece { tokens: waiting, text: stream.finish()? });
+        }
+        Ok(pieces)
+    }
 }
 
 impl<'a> TextStream<'a> {

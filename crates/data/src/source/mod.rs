@@ -30,6 +30,7 @@ pub struct SourceConfig {
     /// Files to read: a path, a glob (`data/*.parquet`), or a list of either. Relative paths are tried from the
     /// working directory, then from the recipe's own. A directory stands for the data files in it. Files of a glob
     /// are read in the order of their names.
+    #[schemars(extend("x-may-change-on-resume" = true))]
     pub path: Paths,
     /// How columns become rows; `auto` decides by the columns' names and says why.
     #[serde(default)]

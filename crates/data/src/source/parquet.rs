@@ -4,7 +4,6 @@
 //! read in pieces; a piece has to decompress the pages before it, which costs little beside training on its rows.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
 use super::{Block, Blocks, Column, Shape};
+use crate::contain::contain;
 use crate::error::DataError;
 
 /// Rows of a piece, at most and at least.
@@ -163,14 +163,7 @@ impl Blocks for Parquet {
 
 /// The readers of damaged files may panic; to a user that is a damaged file like any other.
 pub(crate) fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("its contents contradict themselves");
-        Err(DataError::damaged(path, message))
-    })
+    contain(read).unwrap_or_else(|message| Err(DataError::damaged(path, message)))
 }
 
 pub(super) fn brief(error: &impl std::fmt::Display) -> String {

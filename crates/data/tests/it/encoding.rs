@@ -240,6 +240,21 @@ fn text_comes_out_in_whole_characters_as_tokens_arrive() {
 }
 
 #[test]
+fn pieces_hold_every_token_once_and_whole_characters() {
+    let encoder = encoder(CHATML);
+    let text = "thé 🦀<|im_end|>\n";
+    let mut ids = encoder.encode_text(text).unwrap();
+    let unknown = VOCAB as u32 - 1;
+    // The first byte of a character that does not follow, before a token that the tokenizer does not know.
+    ids.extend([encoder.encode_text("é").unwrap()[0], unknown]);
+    let pieces = encoder.pieces_of(&ids).unwrap();
+    assert_eq!(pieces.iter().map(|piece| piece.tokens).sum::<usize>(), ids.len());
+    let texts: Vec<&str> = pieces.iter().map(|piece| piece.text.as_str()).collect();
+    assert_eq!(texts, ["th", "é", " ", "🦀", "<|im_end|>", "\n", "\u{fffd}", "<|319|>"]);
+    assert_eq!(pieces.iter().map(|piece| piece.tokens).collect::<Vec<_>>(), [1, 2, 1, 4, 1, 1, 1, 1]);
+}
+
+#[test]
 fn stop_tokens_are_looked_up() {
     let encoder = encoder(CHATML);
     let ids: Vec<u32> = ["<|endoftext|>", "<|im_end|>"].map(|t| encoder.token_id(t).unwrap()).to_vec();

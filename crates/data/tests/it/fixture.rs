@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringBuilder, StructBuilder};
 use arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use qwen_tune_data::{Encoder, Message, TokensConfig};
 use serde_json::{Map, Value, json};
@@ -131,8 +132,12 @@ pub(crate) fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
 }
 
 pub(crate) fn write_parquet(path: &Path, columns: Vec<(&str, ArrayRef)>, group: usize) {
+    write_compressed_parquet(path, columns, group, Compression::UNCOMPRESSED);
+}
+
+pub(crate) fn write_compressed_parquet(path: &Path, columns: Vec<(&str, ArrayRef)>, group: usize, by: Compression) {
     let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(group)).build();
+    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(group)).set_compression(by).build();
     let mut writer =
         ArrowWriter::try_new(std::fs::File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();

@@ -1,9 +1,9 @@
 //! The crate from the outside: files on disk to steps of batches.
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, missing_docs)]
 
+mod audit;
 mod encoding;
 mod files;
 mod fixture;
-mod hostile;
 mod stream;
 mod templates;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use qwen_tune_data::{
-    BatchPlan, Cursor, DataError, Dataset, Origin, Overlong, Packing, SourceConfig, Step, StepSize, Stream,
-    TokensConfig,
+    AuditLimits, BatchPlan, Cursor, DataError, Dataset, Origin, Overlong, Packing, SourceConfig, Step, StepSize,
+    Stream, TokensConfig,
 };
+use serde_json::json;
 
 use crate::fixture::{shared, strings, write, write_parquet};
 
@@ -238,13 +239,43 @@ fn an_audit_counts_the_first_rows_of_each_source() {
     let masked = SourceConfig::new(path.to_str().unwrap());
     let encoder = shared(TokensConfig { max_length: 16, overlong: Overlong::Truncate, ..TokensConfig::default() });
     let data = Dataset::open(&[texts(dir.path(), "a.parquet", 20, 6), masked], encoder, &[]).unwrap();
-    let audit = data.audit(10).unwrap();
+    let audit = data.audit(AuditLimits { rows: 10, bytes: u64::MAX }).unwrap();
     assert_eq!((audit.sources[0].rows, audit.sources[1].rows), (10, 5));
     assert!(audit.sources[0].truncated > 0 && audit.sources[0].trained_share() > 0.9);
     assert_eq!((audit.sources[1].dropped, audit.sources[1].trained), (5, 0));
-    let refusals: Vec<String> = audit.refusals(&data).iter().map(ToString::to_string).collect();
-    assert_eq!(refusals.len(), 1);
-    assert!(refusals[0].starts_with("source 1 (") && refusals[0].contains("none of the first 5 rows"), "{refusals:?}");
+    let all = data.audit(AuditLimits::ALL).unwrap();
+    assert_eq!((all.sources[0].rows, all.sources[1].rows), (20, 5));
+}
+
+#[test]
+fn an_audit_stops_at_its_bytes_and_looks_at_a_first_row_of_any_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("{}\n", json!({"text": "x".repeat(1000)})).repeat(9);
+    let sources =
+        ["a.jsonl", "b.jsonl"].map(|name| SourceConfig::new(write(dir.path(), name, &long).to_str().unwrap()));
+    let data = dataset(&sources);
+    let rows = |bytes| {
+        data.audit(AuditLimits { rows: 100, bytes }).unwrap().sources.iter().map(|s| s.rows).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(7000), [3, 3]);
+    assert_eq!(rows(10), [1, 1]);
+}
+
+#[test]
+fn rows_are_passed_over_without_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(&[texts(dir.path(), "a.parquet", 20, 6), texts(dir.path(), "b.jsonl", 5, 0)]);
+    let after = |skip| {
+        let mut samples = data.samples();
+        samples.skip_rows(skip);
+        samples.next().map(|row| row.unwrap().0)
+    };
+    for skip in 0..25 {
+        let (source, row) = if skip < 20 { (0, skip) } else { (1, skip - 20) };
+        let origin = after(skip).unwrap();
+        assert_eq!((origin.source, origin.row), (source, row), "{skip}");
+    }
+    assert_eq!(after(25), None);
 }
 
 #[test]

@@ -43,9 +43,8 @@ pub fn adapter_config(
     AdapterConfig::new(base, rank, alpha, targets)
 }
 
-/// Writes an adapter directory for this base, with module paths as the base's class has them. Modules that do not fit
-/// are all reported.
-pub fn save_adapter(model: &ModelDir, adapter: &Adapter, out: &Path, dtype: Dtype) -> Result<(), Vec<ExportError>> {
+/// The adapter for this base, with module paths as the base's class has them. Modules that do not fit are all reported.
+pub fn fit_adapter(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Vec<ExportError>> {
     let mut renamed = adapter.clone();
     let mut faults = Vec::new();
     for pair in &mut renamed.pairs {
@@ -54,10 +53,12 @@ pub fn save_adapter(model: &ModelDir, adapter: &Adapter, out: &Path, dtype: Dtyp
             Err(fault) => faults.push(fault),
         }
     }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
-    renamed.write(out, dtype).map_err(|error| vec![error.into()])
+    if faults.is_empty() { Ok(renamed) } else { Err(faults) }
+}
+
+/// Writes [`fit_adapter`] as a new directory, which appears when it is whole.
+pub fn save_adapter(model: &ModelDir, adapter: &Adapter, out: &Path, dtype: Dtype) -> Result<(), Vec<ExportError>> {
+    fit_adapter(model, adapter)?.write(out, dtype).map_err(|error| vec![error.into()])
 }
 
 /// The module of the inventory that a pair adapts, if it fits.

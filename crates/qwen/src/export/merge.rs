@@ -50,6 +50,30 @@ pub struct Merged {
 /// Writes base and change together as a new model directory, which appears when it is whole. An existing directory that
 /// is not empty is refused. Everything that does not fit the base is reported before anything is written.
 pub fn merge(model: &ModelDir, change: Change<'_>, out: &Path) -> Result<Merged, Vec<ExportError>> {
+    fitted(model, change, |updates| {
+        let directory = AtomicDir::new(out)?;
+        let mut merged = write(model, updates, directory.path())?;
+        merged.path = directory.commit()?;
+        for file in &mut merged.written.files {
+            if let Some(name) = file.file_name() {
+                *file = merged.path.join(name);
+            }
+        }
+        Ok(merged)
+    })
+}
+
+/// As [`merge`], into a directory that exists and that the caller gives its name when it is whole.
+pub fn merge_into(model: &ModelDir, change: Change<'_>, directory: &Path) -> Result<Merged, Vec<ExportError>> {
+    fitted(model, change, |updates| write(model, updates, directory))
+}
+
+/// Hands out what changes by the names of the checkpoint, if all of it fits.
+fn fitted<T>(
+    model: &ModelDir,
+    change: Change<'_>,
+    then: impl FnOnce(&HashMap<String, Update<'_>>) -> Result<T, ExportError>,
+) -> Result<T, Vec<ExportError>> {
     let extra = match change {
         Change::Adapter(adapter) => whole_tensors(adapter).map_err(|error| vec![error.into()])?,
         Change::Full(_) => MemorySource::default(),
@@ -62,23 +86,21 @@ pub fn merge(model: &ModelDir, change: Change<'_>, out: &Path) -> Result<Merged,
         }
         Change::Full(source) => updates.add_full(source),
     }
-    let updates = updates.finish()?;
-    write(model, &updates, out).map_err(|error| vec![error])
+    then(&updates.finish()?).map_err(|error| vec![error])
 }
 
 fn whole_tensors(adapter: &Adapter) -> Result<MemorySource, WeightError> {
     MemorySource::new(adapter.others.iter().map(|other| (other.info.clone(), other.bytes.clone())).collect())
 }
 
-fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, out: &Path) -> Result<Merged, ExportError> {
-    let directory = AtomicDir::new(out)?;
+fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, directory: &Path) -> Result<Merged, ExportError> {
     let copied = model.side_files()?;
     for name in &copied {
         let from = model.path.join(name);
-        fs::copy(&from, directory.path().join(name)).map_err(WeightError::io("copy", &from))?;
+        fs::copy(&from, directory.join(name)).map_err(WeightError::io("copy", &from))?;
     }
     let source = &model.checkpoint;
-    let mut sink = Box::new(ShardedWriter::create(directory.path(), source.layout().clone()));
+    let mut sink = Box::new(ShardedWriter::create(directory, source.layout().clone()));
     sink.declare(source.tensors())?;
     // A checkpoint lists its tensors shard after shard in file order, which is the order the sink wants.
     for info in source.tensors() {
@@ -89,14 +111,8 @@ fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, out: &Path) ->
         }
         source.release(&info.name);
     }
-    let mut written = sink.finish()?;
-    let path = directory.commit()?;
-    for file in &mut written.files {
-        if let Some(name) = file.file_name() {
-            *file = path.join(name);
-        }
-    }
-    Ok(Merged { path, written, changed: updates.len(), copied })
+    let written = sink.finish()?;
+    Ok(Merged { path: directory.to_owned(), written, changed: updates.len(), copied })
 }
 
 /// How one stored tensor changes.

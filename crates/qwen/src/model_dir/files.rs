@@ -4,6 +4,9 @@ use std::{fs, path::Path};
 
 use qwen_tune_weights::{Layout, WeightError};
 
+/// What a model was made from and what its files are. Not carried into exports: each has its own.
+pub const LOCK_FILE: &str = "qwen_tune.lock.json";
+
 /// Ends of names of files that hold weights or training state in some format.
 const WEIGHT_ENDS: [&str; 14] = [
     ".safetensors",
@@ -43,7 +46,10 @@ pub(super) fn list(directory: &Path, layout: &Layout) -> Result<Vec<String>, Wei
 
 fn is_side_file(name: &str) -> bool {
     let lower = name.to_lowercase();
-    !lower.starts_with('.') && !lower.starts_with("readme") && !WEIGHT_ENDS.iter().any(|end| lower.ends_with(end))
+    !lower.starts_with('.')
+        && !lower.starts_with("readme")
+        && name != LOCK_FILE
+        && !WEIGHT_ENDS.iter().any(|end| lower.ends_with(end))
 }
 
 /// Whether a file belongs to the tokenizer or the chat template.
@@ -69,6 +75,7 @@ mod tests {
             "README.md",
             ".gitattributes",
             "optimizer.pt",
+            LOCK_FILE,
         ];
         let go = [
             "config.json",

@@ -14,10 +14,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use qwen_tune_weights::lock::{Cache, Lock};
 use qwen_tune_weights::{Checkpoint, TensorSource, WeightError};
 use serde_json::Value;
 
 pub use error::ModelError;
+pub use files::LOCK_FILE;
 pub use stored::Part;
 
 use crate::{DecoderSpec, TensorSpec, family};
@@ -166,6 +168,24 @@ impl ModelDir {
     /// Names of the files an export carries over unchanged: all but weights, model cards and hidden files, sorted.
     pub fn side_files(&self) -> Result<Vec<String>, WeightError> {
         files::list(&self.path, self.checkpoint.layout())
+    }
+
+    /// The files that make the model what it is, by name: configuration, generation defaults, tokenizer, template, weights
+    /// and their index.
+    pub fn defining_files(&self) -> Result<Vec<(String, PathBuf)>, WeightError> {
+        let layout = self.checkpoint.layout();
+        let mut names = self.tokenizer_files()?;
+        names.extend(layout.shards.iter().map(|shard| shard.file_name.clone()));
+        names.extend(layout.index.iter().map(|index| index.file_name.clone()));
+        names.extend([CONFIG_FILE, GENERATION_FILE].map(str::to_owned));
+        names.sort();
+        names.dedup();
+        Ok(names.into_iter().filter_map(|name| self.file(&name).map(|path| (name, path))).collect())
+    }
+
+    /// What those files are now.
+    pub fn lock(&self, cache: &Cache) -> Result<Lock, WeightError> {
+        Lock::of(self.defining_files()?, cache)
     }
 
     /// Bytes of the model's own tensors as they are stored.

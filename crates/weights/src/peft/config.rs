@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{AdapterError, Patterns, pattern::Compiled};
+use crate::lock::Lock;
 
 /// The settings of a LoRA adapter, with PEFT's names and defaults. Settings that are not fields here are kept as read.
 ///
@@ -73,6 +74,12 @@ fn integer_if_whole<S: serde::Serializer>(value: &f64, serializer: S) -> Result<
     }
 }
 
+/// The one key of PEFT's that holds anything, that no reader looks at in an adapter with a `task_type`, and that PEFT
+/// writes back. A key of our own would make PEFT warn everyone who loads the adapter to upgrade.
+const FREE_KEY: &str = "auto_mapping";
+/// The base's lock in there.
+const LOCK_KEY: &str = "qwen_tune_base_lock";
+
 /// Settings that change what the adapter computes, and why they are refused when they are set.
 const REFUSED: &[(&str, &str)] = &[
     ("use_dora", "DoRA is not there yet"),
@@ -121,6 +128,23 @@ impl AdapterConfig {
             modules_to_save: None,
             other: other.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         }
+    }
+
+    /// What the base model was when the adapter was trained, if the file says so.
+    pub fn base_lock(&self) -> Option<Lock> {
+        Lock::deserialize(self.other.get(FREE_KEY)?.get(LOCK_KEY)?).ok()
+    }
+
+    /// Writes down what the base model is, or takes that away.
+    pub fn set_base_lock(&mut self, lock: Option<&Lock>) {
+        let mut entries = match self.other.get(FREE_KEY) {
+            Some(Value::Object(entries)) => entries.clone(),
+            _ => Map::new(),
+        };
+        entries.shift_remove(LOCK_KEY);
+        entries.extend(lock.map(|lock| (LOCK_KEY.to_owned(), json!(lock))));
+        let value = if entries.is_empty() { Value::Null } else { Value::Object(entries) };
+        self.other.insert(FREE_KEY.to_owned(), value);
     }
 
     /// Rank and scale by module.
@@ -278,6 +302,23 @@ mod tests {
         let again = read(&config.to_json()).unwrap();
         assert_eq!(again.other["peft_version"], json!("0.21.2"));
         assert_eq!(again.lora_alpha, 4.5);
+    }
+
+    #[test]
+    fn a_lock_is_read_back_and_leaves_what_else_is_there() {
+        let lock = Lock::from_sums(&format!("{}  model.safetensors\n", "0".repeat(64))).unwrap();
+        let mut config = read(r#"{"peft_type":"LORA","r":4,"auto_mapping":{"parent_library":"x"}}"#).unwrap();
+        config.set_base_lock(Some(&lock));
+        let mut again = read(&config.to_json()).unwrap();
+        assert_eq!(again.base_lock(), Some(lock));
+        assert_eq!(again.other["auto_mapping"]["parent_library"], json!("x"));
+        again.set_base_lock(None);
+        assert_eq!(again.base_lock(), None);
+        assert_eq!(again.other["auto_mapping"], json!({"parent_library":"x"}));
+        let mut new = AdapterConfig::new(None, 8, 16.0, Vec::new());
+        let text = new.to_json();
+        new.set_base_lock(None);
+        assert_eq!(new.to_json(), text);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How long a run is: at most one of epochs, steps and tokens, and more than nothing.
+//! How long a run is: at most one of epochs, steps and tokens, and more than nothing. And which of its steps count as bad.
 
 use super::Context;
 use crate::diagnostic::{Diagnostic, Diagnostics};
@@ -29,5 +29,10 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
         if count == Some(0) {
             said.push(context.out_of_range(key, 0, "a whole number from 1"));
         }
+    }
+    if let Some(spike) = run.spike
+        && !(spike > 0.0 && spike.is_finite())
+    {
+        said.push(context.out_of_range("run.spike", spike, "a number of standard deviations above 0, such as 6"));
     }
 }

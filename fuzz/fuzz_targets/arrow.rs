@@ -1,0 +1,6 @@
+#![no_main]
+//! Rows of a arrow file, from opening it to their tokens.
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| qwen_tune_fuzz::read_data(&qwen_tune_fuzz::write("rows.arrow", data)));
