@@ -275,6 +275,27 @@ multiversioned! {
         }
     }
 
+    /// `sum += Σ x·y` over pairs of rows, in one pass over the sum.
+    pub(crate) fn accumulate_products(sum: &mut [f32], pairs: &[(&[f32], &[f32])]) {
+        let (whole, rest) = sum.as_chunks_mut::<LANES>();
+        let rest_from = whole.len() * LANES;
+        for (index, chunk) in whole.iter_mut().enumerate() {
+            let (range, mut lanes) = (index * LANES..(index + 1) * LANES, *chunk);
+            for (x, y) in pairs {
+                let (x, y) = (&x[range.clone()], &y[range.clone()]);
+                for lane in 0..LANES {
+                    lanes[lane] = fma::<FMA>(x[lane], y[lane], lanes[lane]);
+                }
+            }
+            *chunk = lanes;
+        }
+        for (x, y) in pairs {
+            for ((sum, x), y) in rest.iter_mut().zip(&x[rest_from..]).zip(&y[rest_from..]) {
+                *sum = fma::<FMA>(*x, *y, *sum);
+            }
+        }
+    }
+
     /// `out = silu(gate)·up`.
     pub(crate) fn swiglu(out: &mut [f32], gate: &[f32], up: &[f32]) {
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
