@@ -9,8 +9,8 @@ use burn::tensor::{Device, Distribution};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use qwen_tune_kernels::{
-    Adapter, Segments, attention, causal_conv, gated_delta, gated_norm, head_loss, linear, reference, rms_norm, rope,
-    swiglu,
+    Adapter, Segments, attention, causal_conv, gated_delta, gated_delta_step, gated_norm, head_loss, linear, reference,
+    rms_norm, rope, swiglu,
 };
 
 const TOKENS: usize = 512;
@@ -328,6 +328,20 @@ mod linear_attention {
         fn backward(bencher: Bencher, form: Form) {
             let operands = Operands::draw(128, 4);
             forward_backward(bencher, &operands.upstream(), || operands.tracked().apply(form));
+        }
+
+        /// One token of generation.
+        #[divan::bench(args = FORMS)]
+        fn step(bencher: Bencher, form: Form) {
+            let Operands { heads: [q, k, v], gates: [g, beta], .. } = Operands::draw(1, 1);
+            let state = draw([VALUE_HEADS, HEAD, HEAD]);
+            bencher.bench_local(|| {
+                let [q, k, v, state] = [&q, &k, &v, &state].map(Tensor::clone);
+                match form {
+                    Form::Fast => gated_delta_step(state, q, k, v, g.clone(), beta.clone()),
+                    Form::Reference => reference::gated_delta_step(state, q, k, v, g.clone(), beta.clone()),
+                }
+            });
         }
 
         /// What `scripts/bench_delta.py` gives torch.

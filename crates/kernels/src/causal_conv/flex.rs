@@ -69,9 +69,9 @@ impl Convolution {
                 if !self.bias.is_empty() {
                     sum.copy_from_slice(&self.bias);
                 }
-                for lag in 0..self.kernel.min(past[token] + 1) {
-                    vector::accumulate_product(sum, 1.0, x.row(token - lag), self.column(lag));
-                }
+                let lags = 0..self.kernel.min(past[token] + 1);
+                let terms: Vec<_> = lags.map(|lag| (x.row(token - lag), self.column(lag))).collect();
+                vector::accumulate_products(sum, &terms);
             }
         });
         sums
@@ -88,10 +88,10 @@ impl Convolution {
         let mut dx = vec![0.0; dsums.len()];
         for_blocks(&mut dx, self.channels, |first, block| {
             for (dx, token) in block.chunks_exact_mut(self.channels).zip(first..) {
-                for lag in 0..self.kernel.min(future[token] + 1) {
-                    let dsum = &dsums[(token + lag) * self.channels..][..self.channels];
-                    vector::accumulate_product(dx, 1.0, dsum, self.column(lag));
-                }
+                let dsum = |token: usize| &dsums[token * self.channels..][..self.channels];
+                let lags = 0..self.kernel.min(future[token] + 1);
+                let terms: Vec<_> = lags.map(|lag| (dsum(token + lag), self.column(lag))).collect();
+                vector::accumulate_products(dx, &terms);
             }
         });
         dx

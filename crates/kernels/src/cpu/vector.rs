@@ -48,7 +48,10 @@ macro_rules! multiversioned {
     )*};
 }
 
+mod activation;
 pub(crate) mod delta;
+
+pub(crate) use activation::{silu, silu_backward, swiglu, swiglu_backward};
 
 #[inline(always)]
 fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -77,11 +80,6 @@ fn exp_of<const FMA: bool>(x: f32) -> f32 {
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
     let result = y * power;
     if x < -87.336_54 { 0.0 } else { result }
-}
-
-#[inline(always)]
-fn sigmoid<const FMA: bool>(x: f32) -> f32 {
-    1.0 / (1.0 + exp_of::<FMA>(-x))
 }
 
 /// Folds rows of one length in [`LANES`] lanes, then the lanes pairwise.
@@ -275,37 +273,24 @@ multiversioned! {
         }
     }
 
-    /// `out = silu(gate)·up`.
-    pub(crate) fn swiglu(out: &mut [f32], gate: &[f32], up: &[f32]) {
-        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            *out = gate * sigmoid::<FMA>(*gate) * up;
+    /// `sum += Σ x·y` over pairs of rows, in one pass over the sum.
+    pub(crate) fn accumulate_products(sum: &mut [f32], pairs: &[(&[f32], &[f32])]) {
+        let (whole, rest) = sum.as_chunks_mut::<LANES>();
+        let rest_from = whole.len() * LANES;
+        for (index, chunk) in whole.iter_mut().enumerate() {
+            let (range, mut lanes) = (index * LANES..(index + 1) * LANES, *chunk);
+            for (x, y) in pairs {
+                let (x, y) = (&x[range.clone()], &y[range.clone()]);
+                for lane in 0..LANES {
+                    lanes[lane] = fma::<FMA>(x[lane], y[lane], lanes[lane]);
+                }
+            }
+            *chunk = lanes;
         }
-    }
-
-    /// `dgate = dy·up·silu'(gate)` and `dup = dy·silu(gate)`.
-    pub(crate) fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
-        let len = dgate.len();
-        let (dup, gate, up, dy) = (&mut dup[..len], &gate[..len], &up[..len], &dy[..len]);
-        for i in 0..len {
-            let s = sigmoid::<FMA>(gate[i]);
-            let silu = gate[i] * s;
-            dup[i] = dy[i] * silu;
-            dgate[i] = dy[i] * up[i] * fma::<FMA>(silu, 1.0 - s, s);
-        }
-    }
-
-    /// `x = silu(x)`.
-    pub(crate) fn silu(row: &mut [f32]) {
-        for x in row.iter_mut() {
-            *x *= sigmoid::<FMA>(*x);
-        }
-    }
-
-    /// `z = dy·silu'(z)`.
-    pub(crate) fn silu_backward(z: &mut [f32], dy: &[f32]) {
-        for (z, dy) in z.iter_mut().zip(dy) {
-            let s = sigmoid::<FMA>(*z);
-            *z = dy * fma::<FMA>(*z * s, 1.0 - s, s);
+        for (x, y) in pairs {
+            for ((sum, x), y) in rest.iter_mut().zip(&x[rest_from..]).zip(&y[rest_from..]) {
+                *sum = fma::<FMA>(*x, *y, *sum);
+            }
         }
     }
 
