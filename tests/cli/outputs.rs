@@ -29,7 +29,7 @@ const LORA: &str = "recipes/smoke/qwen3-lora.toml";
 const MODEL: &str = "datasets/tiny-qwen3";
 
 /// Replaces times, speeds, sizes in memory, digests and anything else that another machine shows otherwise.
-const FILTERS: [(&str, &str); 12] = [
+const FILTERS: [(&str, &str); 13] = [
     (r"\d[\d,.]* (tok/s|tokens a second)", "SPEED $1"),
     (r"(eta|about) \d+:\d\d(:\d\d)?", "$1 TIME"),
     (r"tokens  \d+:\d\d", "tokens  TIME"),
@@ -41,6 +41,8 @@ const FILTERS: [(&str, &str); 12] = [
     (r"(\d\.\d)\d\d  (\d\.\d)\d\d\n", "$1..  $2..\n"),
     (r#"("(loss|perplexity|grad_norm)"):(\d+\.\d)\d+"#, "$1:$3.."),
     (r"[0-9a-f]{64}", "SHA256"),
+    // A path is underlined for as long as it is here.
+    (r"\^{2,}", "^"),
     (r"measured now on [\d,]+ tokens", "measured now on SOME tokens"),
     (r#"("(seconds|tokens_per_second|[a-z_]*bytes|[a-z_]*_seconds|peak_memory|measured_tokens)"):[\d.e-]+"#, "$1:N"),
 ];
