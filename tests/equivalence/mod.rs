@@ -4,8 +4,11 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use qwen_tune_data::Batch;
 use qwen_tune_model::{Cache, Context, Decoder, LoraModule, LoraPlan, Parameters, Pass, Training};
 use qwen_tune_model::{Sampling, generate};
+use qwen_tune_qwen::export::{self, Change};
+use qwen_tune_qwen::{ModelDir, Role};
 use qwen_tune_train::backward::{Gradients, Staging, accumulate, accumulate_whole_tape};
 use qwen_tune_train::{Likelihood, Objective};
+use qwen_tune_weights::{Dtype, MemorySource, TensorInfo, TensorSource, encoding};
 
 use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
 
@@ -200,4 +203,37 @@ fn an_upstream_gradient_is_seeded_exactly() {
     let g = Tensor::<2>::random([5, 7], Distribution::Normal(0.0, 1.0), (&device, DType::F32));
     let mut tape = (x.clone() * g.clone()).backward();
     assert_eq!(host(x.grad_remove(&mut tape).unwrap()), host(g));
+}
+
+/// Whatever way a checkpoint holds its experts, what is trained of them goes back into the same tensors.
+#[test]
+fn trained_experts_are_written_back_as_they_were_read() {
+    let mut layouts = std::collections::BTreeSet::new();
+    for name in names() {
+        let golden = Golden::open(&name);
+        let experts: Vec<_> = golden.model.inventory.iter().filter(|t| t.role == Role::Experts).collect();
+        if experts.is_empty() {
+            continue;
+        }
+        let changed: Vec<(TensorInfo, Vec<f32>)> = experts
+            .iter()
+            .map(|tensor| {
+                let values: Vec<f32> = golden.model.read_f32(tensor).unwrap().iter().map(|v| v * 2.0 + 1.0).collect();
+                (TensorInfo::new(tensor.name.clone(), Dtype::F32, tensor.shape.clone()), values)
+            })
+            .collect();
+        let bytes = |(info, values): &(TensorInfo, Vec<f32>)| (info.clone(), encoding::encode(info, values).unwrap());
+        let source = MemorySource::new(changed.iter().map(bytes).collect()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let merged = export::merge(&golden.model, Change::Full(&source), &home.path().join("merged")).unwrap();
+        let again = ModelDir::open(&merged.path).unwrap();
+        let stored = |model: &ModelDir| model.checkpoint.tensors().to_vec();
+        assert_eq!(stored(&again), stored(&golden.model), "{name}: names, types and shapes");
+        for (info, values) in &changed {
+            let tensor = again.inventory.iter().find(|tensor| tensor.name == info.name).unwrap();
+            layouts.insert(golden.model.parts(tensor).len() / tensor.shape[0]);
+            assert_eq!(&again.read_f32(tensor).unwrap(), values, "{name} {}", info.name);
+        }
+    }
+    assert_eq!(Vec::from_iter(layouts), [0, 1, 2], "fused, one tensor an expert, gate and up apart");
 }

@@ -35,12 +35,14 @@ pub struct Block {
     ffn: Ffn,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one a layer, for as long as the model lives")]
 #[derive(Debug, Clone)]
 enum Mixer {
     Attention(Attention),
     GatedDelta(GatedDelta),
 }
 
+#[expect(clippy::large_enum_variant, reason = "one a layer, for as long as the model lives")]
 #[derive(Debug, Clone)]
 enum Ffn {
     Dense(Mlp),

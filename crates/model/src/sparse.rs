@@ -87,9 +87,9 @@ impl Sparse {
         let p_TK = if self.spec.renormalise { p_TK.clone() / p_TK.sum_dim(1) } else { p_TK };
 
         let x_RD = x_TD.clone().select(0, dispatch.token_R);
-        let both_R2I = kernels::grouped_linear(x_RD, pass.get(&self.gate_up_proj), &dispatch.groups);
+        let both_R2I = kernels::grouped_linear(&x_RD, &pass.get(&self.gate_up_proj), &dispatch.groups);
         let act_RI = kernels::swiglu(both_R2I.clone().narrow(1, 0, inner), both_R2I.narrow(1, inner, inner));
-        let y_RD = kernels::grouped_linear(act_RI, pass.get(&self.down_proj), &dispatch.groups);
+        let y_RD = kernels::grouped_linear(&act_RI, &pass.get(&self.down_proj), &dispatch.groups);
         let y_TKD: Tensor<3> = y_RD.select(0, dispatch.row_of_choice).reshape([tokens, active, hidden]);
         let y_TD: Tensor<2> = (y_TKD * p_TK.unsqueeze_dim::<3>(2)).sum_dim(1).reshape([tokens, hidden]);
         match &self.shared {

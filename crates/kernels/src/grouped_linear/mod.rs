@@ -57,7 +57,7 @@ impl Groups {
 /// follows the rows and not the number of groups.
 ///
 /// Kept for backward: the weight, and `x` only where the weight is trained.
-pub fn grouped_linear(x: Tensor<2>, weight: Tensor<3>, groups: &Arc<Groups>) -> Tensor<2> {
+pub fn grouped_linear(x: &Tensor<2>, weight: &Tensor<3>, groups: &Arc<Groups>) -> Tensor<2> {
     let ([rows, inputs], [count, outputs, weight_inputs]) = (x.dims(), weight.dims());
     assert_eq!(inputs, weight_inputs, "grouped_linear: x is [{rows}, {inputs}], a weight [{outputs}, {weight_inputs}]");
     assert!(
@@ -68,7 +68,7 @@ pub fn grouped_linear(x: Tensor<2>, weight: Tensor<3>, groups: &Arc<Groups>) -> 
     );
     assert_eq!(x.dtype(), weight.dtype(), "grouped_linear: x and weight must have one dtype");
     #[cfg(feature = "cpu")]
-    if let Some(y) = flex::grouped_linear(&x, &weight, groups) {
+    if let Some(y) = flex::grouped_linear(x, weight, groups) {
         return y;
     }
     reference::grouped_linear(x, weight, groups)

@@ -5,7 +5,7 @@ use burn::Tensor;
 use super::Groups;
 
 /// [`crate::grouped_linear`] in plain tensor operations: a product a group.
-pub fn grouped_linear(x: Tensor<2>, weight: Tensor<3>, groups: &Groups) -> Tensor<2> {
+pub fn grouped_linear(x: &Tensor<2>, weight: &Tensor<3>, groups: &Groups) -> Tensor<2> {
     let [_, outputs, inputs] = weight.dims();
     let parts: Vec<Tensor<2>> = groups
         .iter()

@@ -18,8 +18,8 @@ fn agrees(random: &mut Random, counts: &[usize], [inputs, outputs]: [usize; 2], 
             (if tracked[0] { leaf(&x) } else { x.clone() }, if tracked[1] { leaf(&weight) } else { weight.clone() });
         let two =
             (if tracked[0] { leaf(&x) } else { x.clone() }, if tracked[1] { leaf(&weight) } else { weight.clone() });
-        let y = grouped_linear(one.0.clone(), one.1.clone(), &groups);
-        let expected = reference::grouped_linear(two.0.clone(), two.1.clone(), &groups);
+        let y = grouped_linear(&one.0, &one.1, &groups);
+        let expected = reference::grouped_linear(&two.0, &two.1, &groups);
         let what = format!("{counts:?}, [{outputs}, {inputs}]");
         assert_close(&y, &expected, &what);
         let (grads, expected) = (backward(&y, &upstream), backward(&expected, &upstream));
@@ -56,9 +56,9 @@ fn gradients_are_those_of_finite_differences() {
     let (x, weight, upstream): (Tensor<2>, Tensor<3>, Tensor<2>) =
         (random.tensor([5, 4]), random.tensor([3, 6, 4]), random.tensor([5, 6]));
     let (taped_x, taped_weight) = (leaf(&x), leaf(&weight));
-    let grads = backward(&grouped_linear(taped_x.clone(), taped_weight.clone(), &groups), &upstream);
-    let dx = finite_differences(&x, &upstream, |x| reference::grouped_linear(x, double(&weight), &groups));
-    let dw = finite_differences(&weight, &upstream, |w| reference::grouped_linear(double(&x), w, &groups));
+    let grads = backward(&grouped_linear(&taped_x, &taped_weight, &groups), &upstream);
+    let dx = finite_differences(&x, &upstream, |x| reference::grouped_linear(&x, &double(&weight), &groups));
+    let dw = finite_differences(&weight, &upstream, |w| reference::grouped_linear(&double(&x), &w, &groups));
     assert!(distance(&taped_x.grad(&grads).unwrap(), &dx) < 1e-5);
     assert!(distance(&taped_weight.grad(&grads).unwrap(), &dw) < 1e-5);
 }
@@ -70,7 +70,7 @@ fn the_number_of_threads_changes_no_bit() {
         let groups = Groups::of_counts(&counts);
         let (x, weight): (Tensor<2>, Tensor<3>) =
             (random.tensor([groups.rows(), 48]), random.tensor([counts.len(), 56, 48]));
-        let run = |threads| on_threads(threads, || grouped_linear(x.clone(), weight.clone(), &groups));
+        let run = |threads| on_threads(threads, || grouped_linear(&x, &weight, &groups));
         assert_same_bits(&run(1), &run(4), "y");
     }
 }
@@ -78,6 +78,6 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn no_rows_give_no_rows() {
     let mut random = Random::new(10);
-    let y = grouped_linear(random.tensor([0, 4]), random.tensor([2, 3, 4]), &Groups::of_counts(&[0, 0]));
+    let y = grouped_linear(&random.tensor([0, 4]), &random.tensor([2, 3, 4]), &Groups::of_counts(&[0, 0]));
     assert_eq!(y.dims(), [0, 3]);
 }

@@ -18,7 +18,7 @@ use qwen_tune_weights::{
 use rayon::prelude::*;
 
 use super::ExportError;
-use crate::{ModelDir, targets::nearest};
+use crate::{ModelDir, TensorSpec, targets::nearest};
 
 /// Rows of a weight that one thread merges at a time.
 const ROWS: usize = 16;
@@ -119,7 +119,16 @@ fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, directory: &Pa
 #[derive(Clone, Copy)]
 enum Update<'a> {
     Lora(&'a LoraPair),
-    Full { source: &'a dyn TensorSource, name: &'a str },
+    Full {
+        source: &'a dyn TensorSource,
+        name: &'a str,
+    },
+    /// A run of a larger tensor's elements, from `start` on: one expert's matrix out of all experts'.
+    Part {
+        source: &'a dyn TensorSource,
+        whole: &'a TensorInfo,
+        start: usize,
+    },
 }
 
 impl Update<'_> {
@@ -131,6 +140,18 @@ impl Update<'_> {
                 Some(new) if new.dtype == info.dtype => Ok(source.read(name)?.into_owned()),
                 _ => encoding::encode(info, &source.read_f32(name)?),
             },
+            Update::Part { source, whole, start } => {
+                let size = whole.dtype.size();
+                let bytes = source.read(&whole.name)?;
+                let bytes = &bytes[start * size..(start + info.elements()) * size];
+                if whole.dtype == info.dtype {
+                    return Ok(bytes.to_vec());
+                }
+                let part = TensorInfo::new(info.name.clone(), whole.dtype, info.shape.clone());
+                let mut values = vec![0.0; info.elements()];
+                encoding::decode_into(&part, bytes, &mut values)?;
+                encoding::encode(info, &values)
+            }
         }
     }
 }
@@ -207,6 +228,10 @@ impl<'a> Updates<'a> {
 
     fn add_full(&mut self, source: &'a dyn TensorSource) {
         for info in source.tensors() {
+            if let Some(tensor) = self.in_parts(&info.name) {
+                self.add_parts(source, info, tensor);
+                continue;
+            }
             let name = self.stored_name(&info.name);
             match self.model.checkpoint.info(&name) {
                 None => self.faults.push(ExportError::UnknownTensor {
@@ -229,6 +254,26 @@ impl<'a> Updates<'a> {
                     self.insert(name, update);
                 }
             }
+        }
+    }
+
+    /// The inventory's tensor of this name, if the checkpoint holds it in parts.
+    fn in_parts(&self, name: &str) -> Option<&'a TensorSpec> {
+        let bare = name.strip_prefix(self.model.prefix.as_str()).unwrap_or(name);
+        self.model.inventory.iter().find(|tensor| tensor.name == bare && self.model.parts(tensor).len() > 1)
+    }
+
+    fn add_parts(&mut self, source: &'a dyn TensorSource, info: &'a TensorInfo, tensor: &TensorSpec) {
+        if info.shape != tensor.shape {
+            self.faults.push(ExportError::WrongTensorShape {
+                tensor: info.name.clone(),
+                found: info.shape.clone(),
+                base: tensor.shape.clone(),
+            });
+            return;
+        }
+        for part in self.model.parts(tensor) {
+            self.insert(part.name, Update::Part { source, whole: info, start: part.start });
         }
     }
 

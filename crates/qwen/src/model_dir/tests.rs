@@ -155,11 +155,10 @@ fn what_is_no_model_directory_says_what_to_do() {
     std::fs::write(&gguf, "").unwrap();
     assert!(fault(&gguf).ends_with("; training from GGUF files is not there yet"));
     assert!(fault(home.path()).ends_with("is not a model directory: it has no `config.json`"));
-    std::fs::write(home.path().join("config.json"), "{\"model_type\": \"qwen3_moe\"}").unwrap();
+    std::fs::write(home.path().join("config.json"), "{\"model_type\": \"mixtral\"}").unwrap();
     assert!(
-        fault(home.path()).ends_with(
-            "config.json`: `model_type` `qwen3_moe` is not supported: mixtures of experts are not there yet"
-        )
+        fault(home.path())
+            .ends_with("config.json`: `model_type` `mixtral` is not supported: experts of this form are not there yet")
     );
     std::fs::write(home.path().join("config.json"), Fixture::new("qwen3").config.to_string()).unwrap();
     assert!(fault(home.path()).starts_with("no weights in"));

@@ -57,7 +57,7 @@ pub(super) fn verify(mut spec: DecoderSpec, checkpoint: &Checkpoint) -> Result<V
                 match checkpoint.info(&part.name) {
                     Some(info) => check(&part.name, &part.shape, info, &mut faults),
                     None => {
-                        faults.push(ModelError::Missing { tensor: part.name.clone(), expected: part.shape.clone() })
+                        faults.push(ModelError::Missing { tensor: part.name.clone(), expected: part.shape.clone() });
                     }
                 }
                 known.insert(part.name.clone());
