@@ -1,8 +1,10 @@
 //! What every command prints when nothing is wrong, whole: with what depends on the machine and its clock replaced.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use super::output_of;
+use super::{command, output_of};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -29,7 +31,7 @@ const LORA: &str = "recipes/smoke/qwen3-lora.toml";
 const MODEL: &str = "datasets/tiny-qwen3";
 
 /// Replaces times, speeds, sizes in memory, digests and anything else that another machine shows otherwise.
-const FILTERS: [(&str, &str); 13] = [
+const FILTERS: [(&str, &str); 14] = [
     (r"\d[\d,.]* (tok/s|tokens a second)", "SPEED $1"),
     (r"(eta|about) \d+:\d\d(:\d\d)?", "$1 TIME"),
     (r"tokens  \d+:\d\d", "tokens  TIME"),
@@ -40,6 +42,7 @@ const FILTERS: [(&str, &str); 13] = [
     (r"((last loss|evaluation) +\d+\.\d)\d+", "$1.."),
     (r"(\d\.\d)\d\d  (\d\.\d)\d\d\n", "$1..  $2..\n"),
     (r#"("(loss|perplexity|grad_norm)"):(\d+\.\d)\d+"#, "$1:$3.."),
+    (r"built in|build with `--features \w+`|no GPU backend is compiled in", "STATE"),
     (r"[0-9a-f]{64}", "SHA256"),
     // A path is underlined for as long as it is here.
     (r"\^{2,}", "^"),
@@ -80,6 +83,24 @@ fn commands_that_look() {
     ] {
         snapshot(name, &shown(home.path(), &arguments));
     }
+}
+
+#[test]
+fn commands_that_talk() {
+    let home = tempfile::tempdir().unwrap();
+    snapshot("devices", &shown(home.path(), &["devices"]));
+    snapshot("init", &output_of(home.path(), &["init", "new.toml", "--set", "lora.rank=4"]));
+    snapshot("init_writes", &std::fs::read_to_string(home.path().join("new.toml")).unwrap());
+    snapshot("init_over_something", &output_of(home.path(), &["init", "new.toml"]));
+    let chat = ["chat", "--model", MODEL, "--set", "generate.max_tokens=8"];
+    let mut child =
+        command(&root(), &chat).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"Who's there?\nSpeak on.\n\nunheard\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    snapshot("chat", &String::from_utf8(output.stdout).unwrap());
+    let words = shown(home.path(), &["completions", "bash"]);
+    assert!(words.contains("exit code 0") && words.contains("_qwen__tune() {"), "{words}");
 }
 
 #[test]

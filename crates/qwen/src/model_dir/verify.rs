@@ -52,6 +52,11 @@ pub(super) fn verify(mut spec: DecoderSpec, checkpoint: &Checkpoint) -> Result<V
     for tensor in &inventory {
         let name = if tensor.name == HEAD { head_name.clone() } else { format!("{prefix}{}", tensor.name) };
         if tensor.role == Role::Experts && checkpoint.info(&name).is_none() {
+            // A configuration may ask for any number of experts; no more names are made up than there are tensors.
+            if tensor.shape[0] > checkpoint.tensors().len() {
+                faults.push(ModelError::Missing { tensor: name, expected: tensor.shape.clone() });
+                continue;
+            }
             let parts = stored::parts(tensor, &name, checkpoint);
             for part in &parts {
                 match checkpoint.info(&part.name) {
