@@ -1,0 +1,102 @@
+//! Numbers a token that a layer keeps for its backward, and what passes through while it runs, as the kernels have it.
+
+use super::Learned;
+use crate::{AttentionSpec, FfnSpec, GatedDeltaSpec, LayerSpec, MixerSpec, SparseSpec, TensorSpec};
+
+/// What of a layer learns, by the last part of its modules' names.
+struct Learns<'a> {
+    tensors: &'a [&'a TensorSpec],
+    learned: &'a Learned,
+}
+
+impl Learns<'_> {
+    /// `numbers` if any of these modules learns, which then needs its input.
+    fn input_of(&self, part: &str, leaves: &[&str], numbers: u64) -> u64 {
+        let is_one = |module: &str| {
+            module.rsplit_once('.').is_some_and(|(path, leaf)| path.ends_with(part) && leaves.contains(&leaf))
+        };
+        let any = self
+            .tensors
+            .iter()
+            .any(|tensor| tensor.module.as_deref().is_some_and(is_one) && self.learned.numbers_of(tensor) > 0);
+        if any { numbers } else { 0 }
+    }
+}
+
+/// Numbers that a layer keeps for each token when its activations are kept: its input and the residual between its parts
+/// with the norms' factors, what its two parts keep, and the adapters' middles.
+pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], learned: &Learned) -> u64 {
+    let hidden = hidden as u64;
+    let learns = Learns { tensors, learned };
+    let mixer = match &layer.mixer {
+        MixerSpec::Attention(attention) => kept_by_attention(hidden, attention, &learns),
+        MixerSpec::GatedDelta(delta) => kept_by_delta(hidden, delta, &learns),
+    };
+    let ffn = match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", &learns),
+        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, &learns),
+    };
+    let middles: u64 = tensors.iter().map(|tensor| learned.rank_of(tensor)).sum();
+    2 * (hidden + 1) + mixer + ffn + middles
+}
+
+/// The normed input, queries and keys before their own norms, rotated queries and keys, values, the gate, the output and
+/// its log-sum-exp.
+fn kept_by_attention(hidden: u64, spec: &AttentionSpec, learns: &Learns<'_>) -> u64 {
+    let [heads, kv_heads, size] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
+    let before_norms = if spec.qk_norm.is_some() { (heads + kv_heads) * (size + 1) } else { 0 };
+    // The gate's projection, its logistic, and the gated output that the last projection may need.
+    let gate = if spec.output_gate { 3 * heads * size } else { 0 };
+    learns.input_of("self_attn", &["q_proj", "k_proj", "v_proj"], hidden)
+        + before_norms
+        + (2 * heads + 2 * kv_heads) * size
+        + heads
+        + gate
+}
+
+/// The normed input, the convolution's input and output, decays and write strengths, gate and output of the recurrence,
+/// a state each 64 tokens, and what the last projection needs.
+fn kept_by_delta(hidden: u64, spec: &GatedDeltaSpec, learns: &Learns<'_>) -> u64 {
+    let (values, heads) = (spec.values() as u64, spec.value_heads as u64);
+    let states = heads * (spec.key_dim * spec.value_dim) as u64 / 64;
+    let inputs = ["in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"];
+    learns.input_of("linear_attn", &inputs, hidden)
+        + 2 * spec.convolved() as u64
+        + 5 * heads
+        + 2 * values
+        + states
+        + learns.input_of("linear_attn", &["out_proj"], values)
+}
+
+/// The normed input, gate and up, and their product.
+fn kept_by_mlp(hidden: u64, inner: u64, part: &str, learns: &Learns<'_>) -> u64 {
+    learns.input_of(part, &["gate_proj", "up_proj"], hidden) + 2 * inner + learns.input_of(part, &["down_proj"], inner)
+}
+
+/// Probabilities, and for each expert that a token goes through gate, up and output; the shared expert as any other.
+fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> u64 {
+    let (active, inner) = (spec.active as u64, spec.inner as u64);
+    let shared = spec.shared.map_or(0, |inner| kept_by_mlp(0, inner as u64, "shared_expert", learns) + hidden + 1);
+    2 * spec.experts as u64
+        + active * (2 * inner + hidden + 2)
+        + learns.input_of("experts", &["gate_up_proj"], active * hidden)
+        + learns.input_of("experts", &["down_proj"], active * inner)
+        + learns.input_of("shared_expert", &["gate_proj", "up_proj"], hidden)
+        + shared
+}
+
+/// Numbers of a token that exist beside what is kept while one layer runs: of the forward alone, and in its backward.
+pub(super) fn passing(hidden: usize, layer: &LayerSpec) -> (u64, u64) {
+    let mixer = match &layer.mixer {
+        MixerSpec::Attention(spec) => hidden + spec.query_rows() + (spec.heads + 2 * spec.kv_heads) * spec.head_dim,
+        MixerSpec::GatedDelta(spec) => hidden + 2 * spec.convolved() + 2 * spec.values(),
+    };
+    let inner = match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => *inner,
+        FfnSpec::Sparse(sparse) => sparse.active * (sparse.inner + hidden / 2) + sparse.shared.unwrap_or(0),
+    };
+    let forward = 2 * hidden + mixer.max(3 * inner);
+    // The gradient of the activation becomes those of gate and up, while its own input has been given back.
+    let backward = 3 * hidden + mixer.max(2 * inner);
+    (forward as u64, backward as u64)
+}

@@ -1,0 +1,236 @@
+//! What training takes, by formula: parameters, bytes of memory, floating-point operations.
+//!
+//! Everything is a pure function of the specification, so a plan can be made before anything is allocated. Activations
+//! are counted as the kernels' own backwards keep them; `tests/plans.rs` holds the sums against what a run takes.
+
+mod flops;
+mod kept;
+
+use std::collections::BTreeSet;
+
+pub use flops::{FlopInput, Flops, flops};
+pub use kept::kept_by_layer;
+use kept::passing;
+
+use crate::{DecoderSpec, FfnSpec, HeadSpec, Role, TensorSpec};
+
+/// Numbers of the model's own weights.
+pub fn parameters(inventory: &[TensorSpec]) -> u64 {
+    inventory.iter().map(TensorSpec::elements).sum()
+}
+
+/// Numbers of the weights in matrix products that run for a token: linear layers, the experts it goes through, and head;
+/// not the look-up of embeddings.
+pub fn product_parameters(spec: &DecoderSpec, inventory: &[TensorSpec]) -> u64 {
+    inventory.iter().map(|tensor| product_numbers(spec, tensor)).sum::<u64>() + head_parameters(spec)
+}
+
+/// Numbers of a tensor that a token is multiplied with, the head left out.
+fn product_numbers(spec: &DecoderSpec, tensor: &TensorSpec) -> u64 {
+    match (tensor.role, tensor.layer.map(|layer| &spec.layers[layer].ffn)) {
+        (Role::Linear(_) | Role::Router | Role::SharedGate, _) => tensor.elements(),
+        (Role::Experts, Some(FfnSpec::Sparse(sparse))) => {
+            tensor.elements() / sparse.experts as u64 * sparse.active as u64
+        }
+        _ => 0,
+    }
+}
+
+/// Numbers of the model that take part in the forward pass of one token.
+pub fn active_parameters(spec: &DecoderSpec, inventory: &[TensorSpec]) -> u64 {
+    let idle = |tensor: &TensorSpec| match tensor.role {
+        Role::Experts => tensor.elements() - product_numbers(spec, tensor),
+        _ => 0,
+    };
+    inventory.iter().map(|tensor| tensor.elements() - idle(tensor)).sum()
+}
+
+/// Numbers of the head's matrix, its own or the embedding's.
+pub fn head_parameters(spec: &DecoderSpec) -> u64 {
+    spec.vocab_size as u64 * spec.hidden_size as u64
+}
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Learned {
+    /// Adapters.
+    Adapters {
+        /// Module paths, as the inventory has them.
+        modules: BTreeSet<String>,
+        /// Rank of every one.
+        rank: usize,
+    },
+    /// Tensors of the base, by inventory name.
+    Base(BTreeSet<String>),
+}
+
+impl Learned {
+    /// Nothing is trained.
+    pub fn nothing() -> Self {
+        Self::Base(BTreeSet::new())
+    }
+
+    /// Trained numbers that belong to a tensor: of its adapter, or its own.
+    pub fn numbers_of(&self, tensor: &TensorSpec) -> u64 {
+        match self {
+            Self::Adapters { modules, rank } => match &tensor.module {
+                Some(module) if modules.contains(module) => *rank as u64 * width(tensor),
+                _ => 0,
+            },
+            Self::Base(names) if names.contains(&tensor.name) => tensor.elements(),
+            Self::Base(_) => 0,
+        }
+    }
+
+    /// All trained numbers.
+    pub fn numbers(&self, inventory: &[TensorSpec]) -> u64 {
+        inventory.iter().map(|tensor| self.numbers_of(tensor)).sum()
+    }
+
+    /// Trained numbers that are the base's own.
+    fn of_the_base(&self, inventory: &[TensorSpec]) -> u64 {
+        match self {
+            Self::Adapters { .. } => 0,
+            Self::Base(_) => self.numbers(inventory),
+        }
+    }
+
+    /// Rank of a tensor's adapter, 0 without one.
+    fn rank_of(&self, tensor: &TensorSpec) -> u64 {
+        match self {
+            Self::Adapters { modules, rank } if tensor.module.as_ref().is_some_and(|m| modules.contains(m)) => {
+                *rank as u64
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// How much of the forward pass is kept for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Layers, counted from the top, whose activations are kept; those below keep one residual and are run again. All
+    /// of them is `recompute = "none"`, zero is `recompute = "all"`.
+    pub layers: usize,
+}
+
+/// What a plan of memory depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryInput<'a> {
+    /// The model.
+    pub spec: &'a DecoderSpec,
+    /// Its tensors.
+    pub inventory: &'a [TensorSpec],
+    /// What is trained.
+    pub learned: &'a Learned,
+    /// Bytes of a frozen weight on the device.
+    pub weight_bytes: u64,
+    /// Bytes of an activation.
+    pub activation_bytes: u64,
+    /// Tokens of the largest micro-batch.
+    pub tokens: u64,
+    /// Layers whose activations are kept.
+    pub kept: Kept,
+    /// Rows of logits that exist at a time.
+    pub head_rows: u64,
+    /// Tokens of the largest batch of an evaluation; 0 without one.
+    pub eval_tokens: u64,
+}
+
+/// Bytes by purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryPlan {
+    /// The base's frozen weights.
+    pub weights: u64,
+    /// Trained numbers and their two moments, f32.
+    pub trained: u64,
+    /// Their gradients, f32.
+    pub gradients: u64,
+    /// Residuals and activations kept from the forward pass.
+    pub kept: u64,
+    /// What the backward of one layer takes, with its activations where it is run again.
+    pub layer: u64,
+    /// Logits of one chunk, hidden states before and after the final norm, and the gradient of a trained head.
+    pub head: u64,
+    /// What an evaluation takes, without tapes.
+    pub eval: u64,
+    /// The update of the largest trained tensor.
+    pub update: u64,
+}
+
+impl MemoryPlan {
+    /// Everything that is held at the worst moment: the head's chunk and a layer's backward never live together, an
+    /// evaluation and an update find no activations.
+    pub fn total(&self) -> u64 {
+        let step = self.gradients + (self.kept + self.head.max(self.layer)).max(self.update);
+        self.weights + self.trained + step.max(self.eval)
+    }
+}
+
+/// Bytes that training needs.
+pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
+    let MemoryInput { spec, inventory, learned, tokens, .. } = *input;
+    let hidden = spec.hidden_size as u64;
+    let lowest = lowest_trained(inventory, learned);
+    let layers: Vec<(u64, u64, u64)> = spec
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(index, layer)| {
+            let tensors: Vec<&TensorSpec> = inventory.iter().filter(|tensor| tensor.layer == Some(index)).collect();
+            let (forward, backward) = passing(spec.hidden_size, layer);
+            (kept_by_layer(spec.hidden_size, layer, &tensors, learned), forward, backward)
+        })
+        .collect();
+    let again = layers.len() - input.kept.layers.min(layers.len());
+    // Below everything trained nothing is kept and no gradient flows.
+    let (mut kept, mut layer) = (0, 0);
+    for (index, (all, _, backward)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
+        let (residual, run_again) = if index < again { (hidden, *all) } else { (*all, 0) };
+        kept += residual;
+        layer = layer.max(backward + run_again);
+    }
+    let forward = layers.iter().map(|(_, forward, _)| *forward).max().unwrap_or(0);
+    let trained = learned.numbers(inventory);
+    let largest = inventory.iter().map(|tensor| learned.numbers_of(tensor)).max().unwrap_or(0);
+    let head_trained = inventory.iter().any(|tensor| is_head(spec, tensor) && learned.numbers_of(tensor) > 0);
+    let head_gradient = if head_trained { head_parameters(spec) } else { 0 };
+    let logits = |tokens: u64| tokens.min(input.head_rows) * spec.vocab_size as u64;
+    let activations = |numbers: u64| numbers * input.activation_bytes;
+    MemoryPlan {
+        weights: (parameters(inventory) - learned.of_the_base(inventory)) * input.weight_bytes,
+        trained: trained * 3 * 4,
+        gradients: trained * 4,
+        kept: activations(kept * tokens),
+        layer: activations(layer * tokens),
+        head: activations(4 * hidden * tokens) + (logits(tokens) + head_gradient) * 4,
+        eval: if input.eval_tokens == 0 {
+            0
+        } else {
+            activations(forward * input.eval_tokens)
+                .max(activations(3 * hidden * input.eval_tokens) + logits(input.eval_tokens) * 4)
+        },
+        update: 4 * largest * 4,
+    }
+}
+
+fn is_head(spec: &DecoderSpec, tensor: &TensorSpec) -> bool {
+    match spec.head {
+        HeadSpec::Tied => tensor.role == Role::Embedding,
+        HeadSpec::Own => tensor.role == Role::Head,
+    }
+}
+
+/// The lowest layer with anything trained in it or below it; `None` if only what lies above the layers is trained.
+fn lowest_trained(inventory: &[TensorSpec], learned: &Learned) -> Option<usize> {
+    let trained = inventory.iter().filter(|tensor| learned.numbers_of(tensor) > 0);
+    trained.filter_map(|tensor| if tensor.role == Role::Embedding { Some(0) } else { tensor.layer }).min()
+}
+
+/// Rows and columns of a matrix together.
+fn width(tensor: &TensorSpec) -> u64 {
+    tensor.shape.iter().map(|&extent| extent as u64).sum()
+}
+
+#[cfg(test)]
+mod tests;

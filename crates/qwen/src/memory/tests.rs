@@ -1,0 +1,159 @@
+//! Counts of published models and what changes them.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::json;
+
+use super::*;
+use crate::{LayerFilter, LoraTargets, MixerSpec, family, inventory};
+
+struct Model {
+    spec: DecoderSpec,
+    inventory: Vec<TensorSpec>,
+    learned: Learned,
+}
+
+/// A published size of Qwen3 or Qwen2.5.
+fn model(
+    kind: &str,
+    hidden: usize,
+    layers: usize,
+    heads: (usize, usize),
+    inner: usize,
+    vocab: usize,
+    tied: bool,
+) -> Model {
+    let config = json!({
+        "model_type": kind, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads.0,
+        "num_key_value_heads": heads.1, "head_dim": 128, "intermediate_size": inner, "vocab_size": vocab,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "tie_word_embeddings": tied,
+    });
+    let spec = family::resolve(&config).unwrap();
+    let inventory = inventory(&spec);
+    let modules = LoraTargets::default().resolve(&inventory, &LayerFilter::All).unwrap();
+    let learned = Learned::Adapters { modules: modules.into_iter().collect(), rank: 16 };
+    Model { spec, inventory, learned }
+}
+
+fn small() -> Model {
+    model("qwen3", 1024, 28, (16, 8), 3072, 151936, true)
+}
+
+fn flops_of(model: &Model, context: f64, kept: usize) -> Flops {
+    flops(&FlopInput {
+        spec: &model.spec,
+        inventory: &model.inventory,
+        learned: &model.learned,
+        context,
+        kept: Kept { layers: kept },
+    })
+}
+
+#[track_caller]
+fn assert_rounds_to(found: f64, expected: f64, step: f64) {
+    assert!((found - expected).abs() <= step / 2.0 + 1e-9, "{found} is not {expected}");
+}
+
+/// Billions of parameters, of product parameters, millions of LoRA parameters at rank 16, and GFLOP a token at 2048
+/// tokens without and with recomputation, as tabulated from these formulas for published models.
+#[test]
+fn published_models_count_as_tabulated() {
+    for (model, params, products, lora, gflop, gflop_again) in [
+        (small(), 0.60, 0.60, 10.1, 3.15, 4.29),
+        (model("qwen3", 4096, 36, (32, 8), 12288, 151936, false), 8.19, 7.57, 43.6, 32.35, 46.93),
+        (model("qwen2", 3584, 28, (28, 4), 18944, 152064, false), 7.62, 7.07, 40.4, 29.76, 43.30),
+        (model("qwen3", 5120, 64, (64, 8), 25600, 151936, false), 32.76, 31.98, 134.2, 135.18, 200.01),
+    ] {
+        assert_rounds_to(parameters(&model.inventory) as f64 / 1e9, params, 0.01);
+        assert_rounds_to(product_parameters(&model.spec, &model.inventory) as f64 / 1e9, products, 0.01);
+        assert_rounds_to(model.learned.numbers(&model.inventory) as f64 / 1e6, lora, 0.1);
+        let layers = model.spec.layers.len();
+        assert_rounds_to(flops_of(&model, 2048.0, layers).model() / 1e9, gflop, 0.01);
+        assert_rounds_to(flops_of(&model, 2048.0, 0).total() / 1e9, gflop_again, 0.01);
+    }
+}
+
+#[test]
+fn a_window_bounds_the_attention() {
+    let mut model = small();
+    let free = flops_of(&model, 8192.0, 28);
+    assert_rounds_to(free.model() / 1e9, 5.26, 0.01);
+    for layer in &mut model.spec.layers {
+        let MixerSpec::Attention(attention) = &mut layer.mixer else { unreachable!() };
+        attention.window = Some(8192);
+    }
+    assert_eq!(flops_of(&model, 8192.0, 28), free);
+    for layer in &mut model.spec.layers {
+        let MixerSpec::Attention(attention) = &mut layer.mixer else { unreachable!() };
+        attention.window = Some(1);
+    }
+    let windowed = flops_of(&model, 8192.0, 28);
+    // One key a token, as in sequences of two.
+    assert_rounds_to(windowed.model() / 1e6, flops_of(&small(), 2.0, 28).model() / 1e6, 0.1);
+}
+
+#[test]
+fn training_the_base_costs_its_gradient() {
+    let model = small();
+    let all = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
+    let flops = flops(&FlopInput {
+        spec: &model.spec,
+        inventory: &model.inventory,
+        learned: &all,
+        context: 0.0,
+        kept: Kept { layers: 28 },
+    });
+    let products = product_parameters(&model.spec, &model.inventory) as f64;
+    assert_eq!(flops.model(), 6.0 * products);
+}
+
+fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
+    plan(&MemoryInput {
+        spec: &model.spec,
+        inventory: &model.inventory,
+        learned,
+        weight_bytes: 2,
+        activation_bytes: 2,
+        tokens: 2048,
+        kept: Kept { layers },
+        head_rows: 512,
+        eval_tokens: 4096,
+    })
+}
+
+#[test]
+fn memory_adds_up() {
+    let model = small();
+    let lora = &model.learned;
+    let kept = plan_of(&model, lora, 28);
+    let again = plan_of(&model, lora, 0);
+    assert_eq!(again.kept, 2048 * 28 * 1024 * 2);
+    assert_eq!(again.layer - kept.layer, kept.kept / 28, "a layer that is run again holds what it else had kept");
+    let half = plan_of(&model, lora, 14);
+    assert_eq!(half.kept, (kept.kept + again.kept) / 2);
+    assert_eq!(kept.weights, parameters(&model.inventory) * 2);
+    assert_eq!(kept.trained + kept.gradients, lora.numbers(&model.inventory) * 16);
+    // The head's logits are more than a block's activations here.
+    assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 151936 * 4);
+    assert_eq!(again.total(), again.weights + again.trained + again.gradients + again.kept + again.head);
+}
+
+#[test]
+fn what_is_trained_decides_what_is_kept() {
+    let model = small();
+    let Learned::Adapters { modules, .. } = &model.learned else { unreachable!() };
+    let of = |wanted: &dyn Fn(&str) -> bool| Learned::Adapters {
+        modules: modules.iter().filter(|module| wanted(module)).cloned().collect(),
+        rank: 16,
+    };
+    let all = plan_of(&model, &model.learned, 28).kept;
+    let attention = plan_of(&model, &of(&|module| module.contains("self_attn")), 28).kept;
+    // Inputs of gate and up, of down, and three middles.
+    assert_eq!(all - attention, 2048 * 28 * 2 * (1024 + 3072 + 3 * 16));
+    let upper = plan_of(&model, &of(&|module| module.starts_with("layers.27.")), 28).kept;
+    assert_eq!(upper, all / 28, "nothing is kept below the lowest adapter");
+    let base = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
+    let full = plan_of(&model, &base, 28);
+    assert_eq!((full.weights, full.trained), (0, parameters(&model.inventory) * 12));
+    assert_eq!(full.head - plan_of(&model, &model.learned, 28).head, head_parameters(&model.spec) * 4);
+    assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, 0);
+}
