@@ -68,6 +68,11 @@ fn every_block_and_the_logits_are_those_of_transformers() {
         let mut x = decoder.embed(&batch.ids, &pass);
         check("embed", host(x.clone()));
         for (index, block) in decoder.blocks().iter().enumerate() {
+            let router = block.router_logits(x.clone(), &context, &pass);
+            assert_eq!(router.is_some(), golden.has(&format!("router.{index}")), "{}: layer {index}", golden.name);
+            if let Some(router) = router {
+                check(&format!("router.{index}"), host(router));
+            }
             x = block.forward(x, &context, &pass);
             check(&format!("block.{index}"), host(x.clone()));
         }

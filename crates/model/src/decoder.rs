@@ -87,16 +87,31 @@ impl Block {
     /// `h = x + mixer(norm(x))`, `y = h + ffn(norm(h))`; `[tokens, hidden]`.
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
+        let (h, normed) = self.mix(x, context, pass);
+        h + match &self.ffn {
+            Ffn::Dense(mlp) => mlp.forward(normed, pass),
+            Ffn::Sparse(sparse) => sparse.forward(normed, pass),
+        }
+    }
+
+    /// Scores of the experts for each token, `[tokens, experts]`, where the layer has experts.
+    #[must_use]
+    pub fn router_logits(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Option<Tensor<2>> {
+        match &self.ffn {
+            Ffn::Dense(_) => None,
+            Ffn::Sparse(sparse) => Some(sparse.router_logits(self.mix(x, context, pass).1, pass)),
+        }
+    }
+
+    /// The residual behind the mixer, and what the feed-forward part sees of it.
+    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
         let normed = self.input_layernorm.forward(x.clone(), pass);
         let h = x + match &self.mixer {
             Mixer::Attention(attention) => attention.forward(normed, context, pass),
             Mixer::GatedDelta(delta) => delta.forward(normed, context, pass),
         };
         let normed = self.post_attention_layernorm.forward(h.clone(), pass);
-        h + match &self.ffn {
-            Ffn::Dense(mlp) => mlp.forward(normed, pass),
-            Ffn::Sparse(sparse) => sparse.forward(normed, pass),
-        }
+        (h, normed)
     }
 }
 
