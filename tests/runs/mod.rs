@@ -24,6 +24,8 @@ pub fn qwen_tune(args: &[&str]) -> Output {
         .args(args)
         .current_dir(root())
         .env("NO_COLOR", "1")
+        // Every thread has buffers of its own: what a run holds does not depend on this machine.
+        .env("RAYON_NUM_THREADS", "2")
         .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .output()
         .unwrap()
