@@ -125,6 +125,20 @@ fn a_run_as_json() {
     snapshot("train_json", &shown(home.path(), &train));
 }
 
+/// Far behind the rows that a start looks at.
+#[test]
+fn check_reads_every_row() {
+    let home = tempfile::tempdir().unwrap();
+    let good = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    let rows: String = (0..2000)
+        .map(|row| if row == 1500 { r#"{"messages": null}"#.to_owned() } else { good.replace("\"a\"", &format!("\"{row}\"")) } + "\n")
+        .collect();
+    std::fs::write(home.path().join("rows.jsonl"), rows).unwrap();
+    let data = format!("data[0].path={}", home.path().join("rows.jsonl").display());
+    let base = format!("model.base={MODEL}");
+    snapshot("check_of_a_late_row", &shown(home.path(), &["check", "--set", &base, "--set", &data]));
+}
+
 #[test]
 fn everything_wrong_is_told_at_once_though_the_model_does_not_open() {
     let home = trained();

@@ -12,6 +12,8 @@ pub struct OpenDevice {
     pub name: String,
     /// Number format of frozen weights and products.
     pub dtype: DType,
+    /// Whether its memory is the machine's own.
+    pub on_host: bool,
     /// Why this device and format, for `plan`.
     pub reason: String,
 }
@@ -74,7 +76,8 @@ pub fn open(name: &str, dtype: ComputeDtype) -> Result<OpenDevice, DeviceError> 
         (ComputeDtype::Auto | ComputeDtype::Bf16, true) => DType::BF16,
         (ComputeDtype::Bf16, false) => return Err(DeviceError::Dtype { name, dtype: "bf16" }),
     };
-    Ok(OpenDevice { device, name, dtype, reason })
+    let on_host = matches!(name.as_str(), "cpu" | "ndarray");
+    Ok(OpenDevice { device, name, dtype, on_host, reason })
 }
 
 type Choice = (Device, String, bool, String);

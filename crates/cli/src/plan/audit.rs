@@ -4,7 +4,7 @@ use qwen_tune_data::{Audit, AuditCode, AuditLimits, Dataset, Finding, SourceAudi
 
 use super::{data_fault, data_faults};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Span};
-use crate::recipe::RecipeDoc;
+use crate::recipe::{Purpose, RecipeDoc};
 use crate::terminal::count;
 
 /// What rows are for.
@@ -16,7 +16,7 @@ pub enum Part {
     Eval,
 }
 
-/// Looks at the first rows of every source.
+/// Looks at the first rows of every source; a check at as many as one waits for.
 ///
 /// # Errors
 /// If a file cannot be read; what is found is no error yet.
@@ -25,8 +25,10 @@ pub(super) fn first_rows(
     part: Part,
     tokens: &TokensConfig,
     doc: &RecipeDoc,
+    purpose: Purpose,
 ) -> Result<(Audit, Diagnostics), Diagnostics> {
-    let audit = data.audit(AuditLimits::START).map_err(|error| data_faults(&[error], doc, part.key()))?;
+    let limits = if purpose == Purpose::Check { AuditLimits::CHECK } else { AuditLimits::START };
+    let audit = data.audit(limits).map_err(|error| data_faults(&[error], doc, part.key()))?;
     let told = audit_report(&audit, part, tokens, doc);
     Ok((audit, told))
 }

@@ -46,7 +46,7 @@ impl Inputs {
         let whole = faults.keep(open_data(&recipe.data, encoder.as_ref(), doc, "data")).flatten();
         let held = faults.keep(held_out(&eval, encoder.as_ref(), doc)).flatten();
         let look = |data: &Dataset, part, faults: &mut Diagnostics| {
-            let (audit, told) = faults.keep(audit::first_rows(data, part, &recipe.tokens, doc))?;
+            let (audit, told) = faults.keep(audit::first_rows(data, part, &recipe.tokens, doc, purpose))?;
             faults.extend(told);
             Some(audit)
         };

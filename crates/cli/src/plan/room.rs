@@ -115,14 +115,14 @@ impl Load<'_> {
 
     /// What is there before the model: on a CPU the program itself, its tokenizer and its window of the data.
     fn program(&self) -> u64 {
-        if on_host(self.device) { process::memory("VmRSS:").unwrap_or(0) + PROGRAM } else { 0 }
+        if self.device.on_host { process::memory("VmRSS:").unwrap_or(0) + PROGRAM } else { 0 }
     }
 
     /// What may be taken, and whether the recipe says so.
     fn budget(&self) -> Option<(u64, bool)> {
         match self.recipe.run.memory.value() {
             Some(size) => Some((size.0, true)),
-            None if on_host(self.device) => available_memory().map(|there| ((there as f64 * SHARE) as u64, false)),
+            None if self.device.on_host => available_memory().map(|there| ((there as f64 * SHARE) as u64, false)),
             None => None,
         }
     }
@@ -280,10 +280,6 @@ pub(super) fn learned(training: &Training) -> Learned {
         },
         Training::Full(names) => Learned::Base(names.clone()),
     }
-}
-
-fn on_host(device: &OpenDevice) -> bool {
-    matches!(device.name.as_str(), "cpu" | "ndarray")
 }
 
 /// Bytes of memory that programs may still take, where the system says so.
