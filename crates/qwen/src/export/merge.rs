@@ -118,7 +118,11 @@ fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, directory: &Pa
 /// How one stored tensor changes.
 #[derive(Clone, Copy)]
 enum Update<'a> {
-    Lora(&'a LoraPair),
+    /// `first` is the first row of the stored matrix among the rows of all the pair's matrices.
+    Lora {
+        pair: &'a LoraPair,
+        first: usize,
+    },
     Full {
         source: &'a dyn TensorSource,
         name: &'a str,
@@ -135,7 +139,7 @@ impl Update<'_> {
     /// The new bytes, in the stored type.
     fn apply(&self, info: &TensorInfo, stored: &[u8]) -> Result<Vec<u8>, WeightError> {
         match self {
-            Update::Lora(pair) => add_product(info, stored, pair),
+            Update::Lora { pair, first } => add_product(info, stored, pair, *first),
             Update::Full { source, name } => match source.info(name) {
                 Some(new) if new.dtype == info.dtype => Ok(source.read(name)?.into_owned()),
                 _ => encoding::encode(info, &source.read_f32(name)?),
@@ -156,8 +160,9 @@ impl Update<'_> {
     }
 }
 
-/// `W + s·(B·A)`, where the stored bytes of W are `[out, in]`.
-fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair) -> Result<Vec<u8>, WeightError> {
+/// `W + s·(B·A)`, where the stored bytes are rows of W `[out, in]`, or of one such matrix after another, each with its own
+/// A; `first` counts the rows before them.
+fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair, first: usize) -> Result<Vec<u8>, WeightError> {
     let columns = pair.in_features;
     let row_bytes = columns * info.dtype.size();
     let mut merged = vec![0; stored.len()];
@@ -168,15 +173,16 @@ fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair) -> Result<Vec<
         |(block, (merged, stored))| {
             let mut weights = vec![0.0; stored.len() / info.dtype.size()];
             encoding::decode_into(info, stored, &mut weights)?;
-            let first = block * ROWS * pair.rank;
-            let b = &pair.b[first..first + weights.len() / columns * pair.rank];
+            let row = first + block * ROWS;
+            let b = &pair.b[row * pair.rank..][..weights.len() / columns * pair.rank];
             let mut product = [0.0; COLUMNS];
             for start in (0..columns).step_by(COLUMNS) {
                 let end = columns.min(start + COLUMNS);
-                for (weights, b) in weights.chunks_mut(columns).zip(b.chunks(pair.rank)) {
+                for (index, (weights, b)) in weights.chunks_mut(columns).zip(b.chunks(pair.rank)).enumerate() {
                     let product = &mut product[..end - start];
                     product.fill(0.0);
-                    for (rows, factors) in pair.a.chunks(4 * columns).zip(b.chunks(4)) {
+                    let a = &pair.a[(row + index) / pair.out_features * pair.rank * columns..][..pair.rank * columns];
+                    for (rows, factors) in a.chunks(4 * columns).zip(b.chunks(4)) {
                         accumulate(product, rows, factors, columns, start..end);
                     }
                     for (weight, product) in weights[start..end].iter_mut().zip(product) {
@@ -221,7 +227,11 @@ impl<'a> Updates<'a> {
 
     fn add_pair(&mut self, pair: &'a LoraPair) {
         match super::adapter::check_pair(self.model, pair) {
-            Ok(module) => self.insert(self.model.tensor_name(&format!("{module}.weight")), Update::Lora(pair)),
+            Ok(tensor) => {
+                for part in self.model.parts(tensor) {
+                    self.insert(part.name, Update::Lora { pair, first: part.start / pair.in_features });
+                }
+            }
             Err(fault) => self.faults.push(fault),
         }
     }
