@@ -30,6 +30,7 @@ pub mod targets;
 
 pub use auto::Auto;
 pub use byte_size::ByteSize;
+pub use export::ExportError;
 pub use family::ConfigError;
 pub use inventory::{Part, Role, TensorSpec, inventory};
 pub use model_dir::{LOCK_FILE, ModelDir, ModelError};

@@ -62,7 +62,7 @@ pub fn save_adapter(model: &ModelDir, adapter: &Adapter, out: &Path, dtype: Dtyp
 }
 
 /// The module of the inventory that a pair adapts, if it fits.
-pub(super) fn check_pair(model: &ModelDir, pair: &LoraPair) -> Result<String, ExportError> {
+pub(crate) fn check_pair(model: &ModelDir, pair: &LoraPair) -> Result<String, ExportError> {
     let Some(module) = model.module_of_peft(&pair.module) else {
         let known = model.inventory.iter().filter_map(|tensor| tensor.module.as_deref());
         let bare = pair.module.strip_prefix("model.").unwrap_or(&pair.module);

@@ -11,6 +11,7 @@ mod verify;
 use std::{
     collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -89,6 +90,33 @@ impl ModelDir {
             Some(parts) => parts.clone(),
             None => vec![Part { name: self.tensor_name(&tensor.name), shape: tensor.shape.clone(), start: 0 }],
         }
+    }
+
+    /// The stored tensors that hold some consecutive elements of one of the inventory; of each, which of its own elements
+    /// these are, and where they lie among those asked for.
+    pub(crate) fn parts_within(
+        &self,
+        tensor: &TensorSpec,
+        elements: Range<usize>,
+    ) -> Vec<(Part, Range<usize>, Range<usize>)> {
+        let whole;
+        let parts = match self.pieces.get(&tensor.name) {
+            Some(parts) => parts.as_slice(),
+            None => {
+                whole = self.parts(tensor);
+                &whole
+            }
+        };
+        let first = parts.partition_point(|part| part.start + part.elements() <= elements.start);
+        let parts = parts[first..].iter().take_while(|part| part.start < elements.end);
+        parts
+            .map(|part| {
+                let start = elements.start.max(part.start);
+                let end = elements.end.min(part.start + part.elements());
+                let place = start - elements.start..end - elements.start;
+                (part.clone(), start - part.start..end - part.start, place)
+            })
+            .collect()
     }
 
     /// Reads a tensor of the inventory, whichever way it is stored, and gives its pages back.
