@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use super::{ALIGNMENT, ALIGNMENT_KEY, Array, GgufFault, GgufTensor, Metadata, Value, header, shards};
 
-
 /// Checks keys that a file is to have; those of alignment and shards are set here.
 pub(super) fn check_metadata(metadata: &Metadata) -> Result<(), GgufFault> {
     let mut names = HashSet::new();

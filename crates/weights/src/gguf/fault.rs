@@ -153,7 +153,9 @@ pub enum GgufFault {
     },
 
     /// Data that overlaps or leaves a hole.
-    #[error("tensor `{tensor}` begins at byte {found} of the data; expected {expected}, where the tensor before it ends")]
+    #[error(
+        "tensor `{tensor}` begins at byte {found} of the data; expected {expected}, where the tensor before it ends"
+    )]
     Offset {
         /// The tensor.
         tensor: String,

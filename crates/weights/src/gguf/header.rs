@@ -6,8 +6,8 @@ use std::{collections::HashSet, path::Path};
 
 use super::cursor::Cursor;
 use super::{
-    ALIGNMENT, ALIGNMENT_KEY, AXES_LIMIT, Array, GgufFault, GgufTensor, Metadata, NAME_LIMIT, Strings, TensorType, Value,
-    ValueType,
+    ALIGNMENT, ALIGNMENT_KEY, AXES_LIMIT, Array, GgufFault, GgufTensor, Metadata, NAME_LIMIT, Strings, TensorType,
+    Value, ValueType,
 };
 use crate::WeightError;
 
@@ -226,7 +226,9 @@ pub(super) fn check(tensor: &GgufTensor) -> Result<usize, GgufFault> {
     // Elements are counted too: a reader's buffer of f32 must be addressable.
     let elements = tensor.shape.iter().try_fold(size_of::<f32>(), |product, &extent| product.checked_mul(extent));
     match tensor.bytes() {
-        Some(bytes) if elements.is_some_and(|bytes| isize::try_from(bytes).is_ok()) && isize::try_from(bytes).is_ok() => {
+        Some(bytes)
+            if elements.is_some_and(|bytes| isize::try_from(bytes).is_ok()) && isize::try_from(bytes).is_ok() =>
+        {
             Ok(bytes)
         }
         _ => Err(GgufFault::TooLarge {

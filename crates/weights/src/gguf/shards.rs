@@ -35,7 +35,11 @@ impl Shard {
             expected: format!("the number of this file, below {count}"),
         })?;
         if index >= count || count > u64::from(u16::MAX) {
-            return Err(GgufFault::KeyValue { key: NUMBER, found: format!("{index} of {count}"), expected: "less".to_owned() });
+            return Err(GgufFault::KeyValue {
+                key: NUMBER,
+                found: format!("{index} of {count}"),
+                expected: "less".to_owned(),
+            });
         }
         Ok(Some(Self { index, count, tensors: number(metadata, TENSORS)? }))
     }

@@ -119,8 +119,7 @@ impl GgufWriter {
 
     /// The size of the tensor that is due, if it is the one of this name.
     fn due(&self, name: &str) -> Result<usize, WeightError> {
-        let plan =
-            self.plan.as_ref().ok_or_else(|| self.wrong_order("written to before its tensors were declared"))?;
+        let plan = self.plan.as_ref().ok_or_else(|| self.wrong_order("written to before its tensors were declared"))?;
         match plan.get(self.written) {
             Some(tensor) if tensor.name == name => Ok(tensor.bytes().expect("invariant: the tensor was checked")),
             due => Err(WeightError::OutOfTurn {

@@ -4,7 +4,29 @@
 //!
 //! One line of [`format`] and one file make a format.
 
+mod extremes;
+mod fit;
+mod iq4;
+mod k;
+mod multiversion;
+mod mxfp4;
+mod nibbles;
 mod plain;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+#[cfg(test)]
+mod reference;
+mod rounding;
+#[cfg(test)]
+mod tests;
 
 use rayon::prelude::*;
 
@@ -24,6 +46,10 @@ impl Format {
     const fn both(encode: fn(&[f32], &mut [u8]), decode: fn(&[u8], &mut [f32])) -> Self {
         Self { encode: Some(encode), decode: Some(decode) }
     }
+
+    const fn read_only(decode: fn(&[u8], &mut [f32])) -> Self {
+        Self { encode: None, decode: Some(decode) }
+    }
 }
 
 fn format(ty: TensorType) -> Format {
@@ -31,6 +57,19 @@ fn format(ty: TensorType) -> Format {
         TensorType::F32 => Format::both(plain::encode_f32, plain::decode_f32),
         TensorType::F16 => Format::both(plain::encode_f16, plain::decode_f16),
         TensorType::BF16 => Format::both(plain::encode_bf16, plain::decode_bf16),
+        TensorType::Q4_0 => Format::both(q4_0::encode, q4_0::decode),
+        TensorType::Q4_1 => Format::both(q4_1::encode, q4_1::decode),
+        TensorType::Q5_0 => Format::both(q5_0::encode, q5_0::decode),
+        TensorType::Q5_1 => Format::both(q5_1::encode, q5_1::decode),
+        TensorType::Q8_0 => Format::both(q8_0::encode, q8_0::decode),
+        TensorType::Q2_K => Format::read_only(q2_k::decode),
+        TensorType::Q3_K => Format::read_only(q3_k::decode),
+        TensorType::Q4_K => Format::both(q4_k::encode, q4_k::decode),
+        TensorType::Q5_K => Format::both(q5_k::encode, q5_k::decode),
+        TensorType::Q6_K => Format::both(q6_k::encode, q6_k::decode),
+        TensorType::IQ4_NL => Format::both(iq4::encode_nl, iq4::decode_nl),
+        TensorType::IQ4_XS => Format::read_only(iq4::decode_xs),
+        TensorType::MXFP4 => Format::both(mxfp4::encode, mxfp4::decode),
         _ => Format { encode: None, decode: None },
     }
 }
