@@ -27,7 +27,8 @@ struct Factors {
 
 impl Factors {
     fn tensors(&self) -> [(GgufTensor, &[f32]); 2] {
-        let named = |end: &str, shape: [usize; 2]| GgufTensor::new(format!("{}.{end}", self.name), shape, TensorType::F32);
+        let named =
+            |end: &str, shape: [usize; 2]| GgufTensor::new(format!("{}.{end}", self.name), shape, TensorType::F32);
         let (columns, rows) = (self.a.len() / self.rank, self.b.len() / self.rank);
         [(named("lora_a", [self.rank, columns]), &self.a), (named("lora_b", [rows, self.rank]), &self.b)]
     }

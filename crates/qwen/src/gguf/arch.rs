@@ -14,6 +14,10 @@ pub struct Architecture {
     pub name: &'static str,
     /// The values of `model_type` that go by it; a model read from a file gets the first.
     pub model_types: &'static [&'static str],
+    /// The class of transformers, for a model read from a file.
+    pub(super) class: &'static str,
+    /// Fields of a configuration that llama.cpp takes for granted.
+    pub(super) settings: &'static [(&'static str, bool)],
     /// Which channels of a head turn together.
     pub(super) rotation: Rotation,
     /// Where value heads of linear attention lie.
@@ -53,6 +57,8 @@ pub(super) enum ValueHeads {
 const PLAIN: Architecture = Architecture {
     name: "",
     model_types: &[],
+    class: "",
+    settings: &[],
     rotation: Rotation::Halves,
     value_heads: ValueHeads::Grouped,
     renamed: &[],
@@ -63,6 +69,8 @@ const PLAIN: Architecture = Architecture {
     rules: &[],
 };
 
+const RENORMALISED: &[(&str, bool)] = &[("norm_topk_prob", true)];
+
 /// What hybrids call the second norm.
 const HYBRID_NAMES: &[(&str, &str)] = &[("ffn_norm.weight", "post_attention_norm.weight")];
 
@@ -71,6 +79,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "qwen2",
         model_types: &["qwen2"],
+        class: "Qwen2ForCausalLM",
         seventy_billion: |spec| spec.layers.len() == 80,
         rules: &[rules::heads_make_up_hidden, rules::few_biases],
         ..PLAIN
@@ -78,20 +87,32 @@ pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "qwen2moe",
         model_types: &["qwen2_moe"],
+        class: "Qwen2MoeForCausalLM",
+        settings: &[("norm_topk_prob", false)],
         needs_output: true,
         rules: &[rules::heads_make_up_hidden, rules::few_biases, rules::all_sparse, rules::plain_probabilities],
         ..PLAIN
     },
-    Architecture { name: "qwen3", model_types: &["qwen3"], rules: &[rules::few_biases], ..PLAIN },
+    Architecture {
+        name: "qwen3",
+        model_types: &["qwen3"],
+        class: "Qwen3ForCausalLM",
+        rules: &[rules::few_biases],
+        ..PLAIN
+    },
     Architecture {
         name: "qwen3moe",
         model_types: &["qwen3_moe"],
+        class: "Qwen3MoeForCausalLM",
+        settings: RENORMALISED,
         rules: &[rules::few_biases, rules::all_sparse, rules::renormalised],
         ..PLAIN
     },
     Architecture {
         name: "qwen3next",
         model_types: &["qwen3_next"],
+        class: "Qwen3NextForCausalLM",
+        settings: RENORMALISED,
         renamed: HYBRID_NAMES,
         rules: &[rules::few_biases, rules::all_sparse, rules::renormalised, rules::square_states],
         ..PLAIN
@@ -99,6 +120,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "qwen35",
         model_types: &["qwen3_5_text", "qwen3_5"],
+        class: "Qwen3_5ForCausalLM",
         value_heads: ValueHeads::Dealt,
         renamed: HYBRID_NAMES,
         rope_sections: Some([11, 11, 10, 0]),
@@ -108,6 +130,8 @@ pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "qwen35moe",
         model_types: &["qwen3_5_moe_text", "qwen3_5_moe"],
+        class: "Qwen3_5MoeForCausalLM",
+        settings: RENORMALISED,
         value_heads: ValueHeads::Dealt,
         renamed: HYBRID_NAMES,
         rope_sections: Some([11, 11, 10, 0]),
@@ -117,6 +141,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "llama",
         model_types: &["llama", "mistral"],
+        class: "LlamaForCausalLM",
         rotation: Rotation::Neighbours,
         rope_factors: true,
         seventy_billion: |spec| spec.layers.len() == 80 && spec.attention().is_some_and(|a| a.heads != a.kv_heads),

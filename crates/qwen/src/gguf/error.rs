@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use qwen_tune_weights::{WeightError, peft::AdapterError};
 
-use crate::ExportError;
+use crate::{ConfigError, ExportError};
 
 /// Why a GGUF file cannot be written or used, or one thing that is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -61,21 +61,52 @@ pub enum GgufError {
     },
 
     /// What an adapter holds beyond pairs of factors.
-    #[error("the adapter has {what}, which an adapter in GGUF cannot hold; export the merged model instead (`--to gguf`)")]
+    #[error(
+        "the adapter has {what}, which an adapter in GGUF cannot hold; export the merged model instead (`--to gguf`)"
+    )]
     NotAnAdapter {
         /// What it is.
         what: String,
     },
 
     /// A key that a file has to have.
-    #[error("`{}` has no key `{key}`{}", path.display(), if why.is_empty() { String::new() } else { format!(": {why}") })]
+    #[error("`{}` has no key `{key}`", path.display())]
     NoKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: String,
-        /// What it is for.
-        why: &'static str,
+    },
+
+    /// An architecture that is not known here.
+    #[error("`{}` is of architecture `{found}`{}; known: `{}`", path.display(), near_hint(near), known.join("`, `"))]
+    UnknownArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// The architecture.
+        found: String,
+        /// Names that look like it.
+        near: Vec<String>,
+        /// Every name.
+        known: Vec<&'static str>,
+    },
+
+    /// Keys that describe nothing that can be run.
+    #[error("the keys of `{}`, read as a config.json: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+
+    /// Rotary factors that come from no known scaling.
+    #[error("`{tensor}` of `{}` holds factors of rotary frequencies that are not those of Llama 3's scaling", path.display())]
+    WrongFactors {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: &'static str,
     },
 
     /// A key with a value that cannot be used.

@@ -205,7 +205,8 @@ impl Arrangement<'_> {
             Form::GateUpRows => {
                 let experts = self.tensor.shape[0];
                 let half = self.rows / experts / 2;
-                let side = |side: usize| (Order::ungrouped(experts, &[half, half], side..side + 1), None, Numbers::Same);
+                let side =
+                    |side: usize| (Order::ungrouped(experts, &[half, half], side..side + 1), None, Numbers::Same);
                 vec![side(0), side(1)]
             }
         }
@@ -249,9 +250,7 @@ impl Arrangement<'_> {
         let delta = self.delta();
         match self.architecture.value_heads {
             ValueHeads::Grouped => Order::all(before + delta.value_heads * width),
-            ValueHeads::Dealt => {
-                Order::dealt(before, delta.key_heads, delta.value_heads / delta.key_heads, width)
-            }
+            ValueHeads::Dealt => Order::dealt(before, delta.key_heads, delta.value_heads / delta.key_heads, width),
         }
     }
 }

@@ -117,7 +117,8 @@ fn feed_forward_length(spec: &DecoderSpec, config: &Json) -> Option<usize> {
 /// `mrope_section`, filled up to four.
 fn sections(config: &Json) -> Option<[i32; 4]> {
     let text = text(config);
-    let listed = ["rope_parameters", "rope_scaling"].into_iter().find_map(|field| text[field]["mrope_section"].as_array())?;
+    let listed =
+        ["rope_parameters", "rope_scaling"].into_iter().find_map(|field| text[field]["mrope_section"].as_array())?;
     let mut sections = [0; 4];
     for (section, value) in sections.iter_mut().zip(listed) {
         *section = i32::try_from(value.as_i64()?).ok()?;

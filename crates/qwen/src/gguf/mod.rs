@@ -12,6 +12,7 @@
 //! | `about`, `metadata`, `tokenizer` | the keys |
 //! | `write` | [`write()`]: a model, merged and quantised in one pass |
 //! | `adapter` | [`write_adapter`] |
+//! | `read` | [`GgufModel`]: a file as a checkpoint |
 //!
 //! Sources: `conversion/` and `src/` of llama.cpp, <https://github.com/ggml-org/llama.cpp>.
 
@@ -23,6 +24,7 @@ mod layout;
 mod metadata;
 mod names;
 mod order;
+mod read;
 mod rules;
 mod tokenizer;
 mod types;
@@ -32,6 +34,7 @@ pub use about::About;
 pub use adapter::write_adapter;
 pub use arch::{ARCHITECTURES, Architecture, warnings};
 pub use error::GgufError;
+pub use read::GgufModel;
 pub use types::Quant;
 pub use write::{Report, WriteOptions, WrittenGguf, file_name, write};
 

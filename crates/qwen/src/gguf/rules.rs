@@ -58,7 +58,8 @@ pub(super) fn plain_probabilities(spec: &DecoderSpec) -> Option<String> {
 }
 
 pub(super) fn renormalised(spec: &DecoderSpec) -> Option<String> {
-    (!spec.sparse()?.renormalise).then(|| "expert probabilities that are not renormalised (`norm_topk_prob`)".to_owned())
+    (!spec.sparse()?.renormalise)
+        .then(|| "expert probabilities that are not renormalised (`norm_topk_prob`)".to_owned())
 }
 
 pub(super) fn square_states(spec: &DecoderSpec) -> Option<String> {

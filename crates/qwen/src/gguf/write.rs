@@ -93,7 +93,10 @@ pub fn write(
             outputs.push(Output::begin(directory, options, quant, &keys, plan).map_err(one)?);
         }
         if let Some(factors) = &layout.rope_factors {
-            outputs.iter_mut().try_for_each(|output| output.put(names::ROPE_FACTORS, factors, factors.len())).map_err(one)?;
+            outputs
+                .iter_mut()
+                .try_for_each(|output| output.put(names::ROPE_FACTORS, factors, factors.len()))
+                .map_err(one)?;
         }
         for piece in &layout.pieces {
             write_piece(rows, &layout, piece, &mut outputs).map_err(|error| vec![error])?;
@@ -104,13 +107,7 @@ pub fn write(
     })
 }
 
-fn keys(
-    model: &ModelDir,
-    architecture: &Architecture,
-    tokenizer: &Tokenizer,
-    about: &About,
-    quant: Quant,
-) -> Metadata {
+fn keys(model: &ModelDir, architecture: &Architecture, tokenizer: &Tokenizer, about: &About, quant: Quant) -> Metadata {
     let mut keys = Metadata::new();
     let size = about::size_label(&model.inventory, model.spec.sparse().map(|sparse| sparse.experts));
     about.put(&mut keys, architecture.name, "model", Some(size));
@@ -132,12 +129,7 @@ fn plan(layout: &Layout, model: &ModelDir, architecture: &Architecture, quant: Q
     types::choose(quant, facts, &factors.chain(pieces).collect::<Vec<_>>())
 }
 
-fn write_piece(
-    rows: &MergedRows<'_>,
-    layout: &Layout,
-    piece: &Piece,
-    outputs: &mut [Output],
-) -> Result<(), GgufError> {
+fn write_piece(rows: &MergedRows<'_>, layout: &Layout, piece: &Piece, outputs: &mut [Output]) -> Result<(), GgufError> {
     let tensor = &layout.inventory[piece.source];
     // A list of numbers is one row of the file.
     let row = if piece.shape.len() == 1 { piece.elements() } else { piece.width };

@@ -208,7 +208,9 @@ impl File {
         }
         if let Some((id, text)) = beyond.iter().max() {
             let count = beyond.len();
-            faults.push(format!("{count} tokens, such as `{text}` with id {id}, are beyond the {rows} rows of the embedding"));
+            faults.push(format!(
+                "{count} tokens, such as `{text}` with id {id}, are beyond the {rows} rows of the embedding"
+            ));
         }
         let texts: HashSet<&str> = found.iter().flatten().map(|(text, _)| *text).collect();
         if texts.len() < found.iter().flatten().count() {
@@ -321,7 +323,8 @@ fn read_json(path: &Path) -> Result<Option<Value>, GgufError> {
 
 /// Why a file is no byte-level tokenizer: other kinds hold their vocabulary in other shapes, which says nothing to people.
 fn unreadable(text: &[u8], error: &serde_json::Error) -> String {
-    let kind = serde_json::from_slice::<Value>(text).ok().and_then(|file| Some(file["model"]["type"].as_str()?.to_owned()));
+    let kind =
+        serde_json::from_slice::<Value>(text).ok().and_then(|file| Some(file["model"]["type"].as_str()?.to_owned()));
     match kind {
         Some(kind) if kind != "BPE" => {
             format!("its model is {kind}; only byte-level BPE can be written to GGUF files")

@@ -47,7 +47,13 @@ const PLAIN: Pre = Pre { name: "", aliases: &[], cut: Cut::Gpt2, ignore_merges: 
 pub(super) static WAYS: &[Pre] = &[
     Pre { name: "qwen2", aliases: &["deepseek-r1-qwen"], cut: Cut::Pattern(QWEN2), composed: true, ..PLAIN },
     Pre { name: "qwen35", cut: Cut::Pattern(QWEN35), composed: true, ..PLAIN },
-    Pre { name: "llama-bpe", aliases: &["llama3", "llama-v3"], cut: Cut::Pattern(LLAMA3), ignore_merges: true, ..PLAIN },
+    Pre {
+        name: "llama-bpe",
+        aliases: &["llama3", "llama-v3"],
+        cut: Cut::Pattern(LLAMA3),
+        ignore_merges: true,
+        ..PLAIN
+    },
     Pre { name: "smollm", cut: Cut::Digits, ..PLAIN },
     Pre { name: "gpt-2", ..PLAIN },
 ];
@@ -65,16 +71,16 @@ impl Pre {
             None => std::slice::from_ref(pre_tokenizer),
         };
         WAYS.iter().find(|way| way.cut.is(steps)).ok_or_else(|| match steps {
-            [first, ..] if first["pattern"]["Regex"].is_string() => format!("the expression {}", first["pattern"]["Regex"]),
+            [first, ..] if first["pattern"]["Regex"].is_string() => {
+                format!("the expression {}", first["pattern"]["Regex"])
+            }
             _ => pre_tokenizer.to_string(),
         })
     }
 
     /// The `pre_tokenizer` of a `tokenizer.json`.
     pub(super) fn to_json(&self) -> Value {
-        let bytes = |use_regex: bool| {
-            json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex })
-        };
+        let bytes = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex });
         match self.cut {
             Cut::Pattern(pattern) => json!({ "type": "Sequence", "pretokenizers": [
                 { "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false },
