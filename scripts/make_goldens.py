@@ -14,13 +14,18 @@ golden.safetensors, with B = 2 rows of T = 21 tokens; adapter names are PEFT's w
 
     input_ids, labels [B,T] i64   labels are -100 where no loss is taken; they are shifted inside the loss
     embed, block.I, final         [B,T,H] embedding, output of decoder layer I, last norm; the adapter is active
-    router.I                      [B,T,E] scores of the experts of layer I, where it is sparse
+    router.I                      [B·T,E] scores of the experts of layer I, where it is sparse
     logits, base_logits           [B,T,V] with and without the adapter
     loss                          mean over all trained targets of the batch
     grad.NAME                     gradient of that loss
+    aux_loss, auxgrad.NAME        mixtures of experts: the load-balancing loss over all layers and tokens, and the gradient of
+                                  loss + 0.1 aux_loss
     losses, grad_norms [10]       before each of ten steps of torch.optim.AdamW (see OPTIMISER); norms before clipping at 1
     after.NAME                    the adapter after the ten steps
-    merged.NAME, merged_logits    two linears and the logits after PEFT's merge_and_unload of the starting adapter
+    merged.NAME, merged_logits    two linears, adapted experts and routers, and the logits after PEFT's merge_and_unload of the
+                                  starting adapter
+    per_expert_logits             some cases: the logits with adapter_per_expert/, pairs for each linear layer of each expert as
+                                  older libraries write them, once PEFT has converted them
     sep.ids.J, sep.logits.J       three short sequences, each run alone, adapter active: what a packed run has to reproduce
     fullgrad.NAME, full_losses, full_grad_norms   some cases: the same for every base parameter, without an adapter
 
@@ -46,6 +51,7 @@ OUT = pathlib.Path(__file__).resolve().parents[1] / "tests" / "goldens"
 ROWS, TOKENS, STEPS = 2, 21, 10
 OPTIMISER = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
 CLIP = 1.0
+AUX_FACTOR = 0.1
 SEPARATE = (5, 9, 13)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -164,6 +170,11 @@ def cases():
     )
 
 
+# What PEFT adapts by `target_parameters`: the fused tensors of experts, the router, and linear layers whose names would
+# mean routed experts among `target_modules`.
+GATE_UP, DOWN, ROUTER = "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"
+SHARED = [f"mlp.shared_expert.{leaf}.weight" for leaf in MLP] + ["mlp.shared_expert_gate.weight"]
+
 MIXER = ATTENTION + ["in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]
 
 
@@ -182,7 +193,7 @@ def moe_cases():
             sliding_window=6, use_sliding_window=True, max_window_layers=2, **experts(),
         ),
         # Shared expert and dense layer go by the same names.
-        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION + MLP),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION + MLP, target_parameters=[GATE_UP, DOWN, ROUTER]),
         full=True,
     )
     yield "qwen2_moe_fused_renormalised", dict(
@@ -191,7 +202,7 @@ def moe_cases():
             rms_norm_eps=1e-5, rope_theta=1000000.0, qkv_bias=False, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True,
             router_aux_loss_coef=0.001, shared_expert_intermediate_size=16, tie_word_embeddings=True, **experts(num_experts_per_tok=3),
         ),
-        lora=dict(r=3, lora_alpha=6, target_modules=ATTENTION),
+        lora=dict(r=3, lora_alpha=6, target_modules=ATTENTION, target_parameters=[DOWN]),
         layout="fused",
     )
     yield "qwen3_moe_sparse_step", dict(
@@ -200,8 +211,10 @@ def moe_cases():
             num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=False, decoder_sparse_step=2,
             mlp_only_layers=[], norm_topk_prob=True, router_aux_loss_coef=0.001, tie_word_embeddings=False, **experts(),
         ),
-        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION),
+        # Names of linear layers that are no more: PEFT makes an adapter of twice the rank of gate and up.
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION + MLP),
         full=True,
+        per_expert=True,
     )
     yield "qwen3_moe_per_expert_fused", dict(
         config=old(
@@ -209,7 +222,7 @@ def moe_cases():
             rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=True, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=False,
             router_aux_loss_coef=0.001, tie_word_embeddings=True, **experts(num_experts=4, num_experts_per_tok=1),
         ),
-        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION, target_parameters=[GATE_UP, ROUTER]),
         layout="per-expert fused",
     )
 
@@ -228,7 +241,7 @@ def hybrid_cases():
             rope_theta=10000.0, partial_rotary_factor=0.25, decoder_sparse_step=1, mlp_only_layers=[1], norm_topk_prob=True,
             router_aux_loss_coef=0.001, shared_expert_intermediate_size=16, tie_word_embeddings=False, **experts(),
         ),
-        lora=dict(r=2, lora_alpha=4, target_modules=MIXER),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER, target_parameters=[GATE_UP, DOWN, ROUTER] + SHARED),
         full=True,
     )
     yield "qwen3_next_layer_types", dict(
@@ -238,8 +251,9 @@ def hybrid_cases():
             decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=False, router_aux_loss_coef=0.001, shared_expert_intermediate_size=12,
             tie_word_embeddings=True, **experts(num_experts=4),
         ),
-        lora=dict(r=3, lora_alpha=3, target_modules=MIXER),
+        lora=dict(r=3, lora_alpha=3, target_modules=MIXER + MLP),
         layout="fused",
+        per_expert=True,
     )
     yield "qwen3_5_multimodal", dict(
         config=nested(
@@ -264,7 +278,7 @@ def hybrid_cases():
             dict(model_type="qwen3_5_moe_text", **small | delta, num_hidden_layers=2, full_attention_interval=2, rope_parameters=rope,
                  shared_expert_intermediate_size=12, router_aux_loss_coef=0.001, tie_word_embeddings=False, **experts()),
         ),
-        lora=dict(r=2, lora_alpha=4, target_modules=MIXER),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER + MLP, target_parameters=[GATE_UP, DOWN]),
         layout="fused",
         full=True,
     )
@@ -274,7 +288,7 @@ def hybrid_cases():
             layer_types=["linear_attention", "full_attention"], rope_parameters=rope, shared_expert_intermediate_size=16,
             router_aux_loss_coef=0.001, tie_word_embeddings=True, **experts(num_experts=4, num_experts_per_tok=3),
         ),
-        lora=dict(r=2, lora_alpha=4, target_modules=MIXER),
+        lora=dict(r=2, lora_alpha=4, use_rslora=True, target_modules=MIXER, target_parameters=[GATE_UP, DOWN, ROUTER] + SHARED),
     )
 
 
@@ -382,10 +396,32 @@ def write_adapter(path, case):
     # PEFT writes where the base lay, and a set in any order.
     config = json.loads((path / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = None
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(config[key], list):
+            config[key].sort()
     (path / "adapter" / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (path / "adapter" / "README.md").unlink(missing_ok=True)
+
+
+def write_per_expert(path, case):
+    """The adapter's experts as an older library has them: `experts.E.gate_proj` and so on, each a pair of its own."""
+    rank, torch_gen = case["lora"]["r"], torch.Generator().manual_seed(11)
+    saved = load_file(path / "adapter" / "adapter_model.safetensors")
+    config = text_config(case)
+    hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+    sizes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    tensors = {k: v for k, v in saved.items() if ".experts." not in k}
+    for holder in sorted({k.split(".experts.")[0] + ".experts" for k in saved if ".experts." in k}):
+        for expert, (leaf, (rows, columns)) in itertools.product(range(config["num_experts"]), sizes.items()):
+            a, b = torch.randn(rank, columns, generator=torch_gen), torch.randn(rows, rank, generator=torch_gen)
+            tensors[f"{holder}.{expert}.{leaf}.lora_A.weight"] = a / math.sqrt(columns)
+            tensors[f"{holder}.{expert}.{leaf}.lora_B.weight"] = b * 0.15
+    out = path / "adapter_per_expert"
+    out.mkdir()
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((path / "adapter" / "adapter_config.json").read_text())
+    settings |= dict(target_modules=sorted(set(case["lora"]["target_modules"])), target_parameters=None, rank_pattern={}, alpha_pattern={})
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def mean_loss(logits, labels):
@@ -416,22 +452,18 @@ def golden(path, case):
 
     model = PeftModel.from_pretrained(load(path), path / "adapter", is_trainable=True)
     base = model.get_base_model()
-    seen, ffn_input = {}, {}
+    seen = {}
     hooks = [base.model.embed_tokens.register_forward_hook(lambda m, i, o: seen.__setitem__("embed", o))]
     for n, layer in enumerate(base.model.layers):
         take = lambda m, i, o, n=n: seen.__setitem__(f"block.{n}", o[0] if isinstance(o, tuple) else o)
         hooks.append(layer.register_forward_hook(take))
-        take = lambda m, i, n=n: ffn_input.__setitem__(n, i[0].detach())
-        hooks.append(layer.post_attention_layernorm.register_forward_pre_hook(take))
+        for router in (m for m in layer.mlp.modules() if type(m).__name__.endswith("TopKRouter")):
+            hooks.append(router.register_forward_hook(lambda m, i, o, n=n: seen.__setitem__(f"router.{n}", o[0])))
     hooks.append(base.model.norm.register_forward_hook(lambda m, i, o: seen.__setitem__("final", o)))
     result = model(input_ids=ids, labels=labels, use_cache=False)
     for h in hooks:
         h.remove()
     out |= {k: v.detach() for k, v in seen.items()}
-    for n, layer in enumerate(base.model.layers):
-        if hasattr(layer.mlp, "experts"):
-            h = layer.post_attention_layernorm(ffn_input[n])
-            out[f"router.{n}"] = torch.nn.functional.linear(h, layer.mlp.gate.weight).detach()
     loss = mean_loss(result.logits, labels)
     assert torch.allclose(loss, result.loss, atol=1e-6)
     out["logits"], out["loss"] = result.logits.detach(), loss.detach().reshape(1)
@@ -442,6 +474,11 @@ def golden(path, case):
     saved = load_file(path / "adapter" / "adapter_model.safetensors")
     assert set(saved) == {"base_model.model." + k for k in adapter}, "every adapter tensor is trained"
     out |= {f"grad.{k}": p.grad.clone() for k, p in adapter.items()}
+    if any(k.startswith("router.") for k in out):
+        result = model(input_ids=ids, use_cache=False, output_router_logits=True)
+        total = mean_loss(result.logits, labels) + AUX_FACTOR * result.aux_loss
+        out["aux_loss"] = result.aux_loss.detach().reshape(1)
+        out |= {f"auxgrad.{k}": g for k, g in zip(adapter, torch.autograd.grad(total, list(adapter.values())))}
     with torch.no_grad():
         with model.disable_adapter():
             out["base_logits"] = model(input_ids=ids, use_cache=False).logits
@@ -456,9 +493,11 @@ def golden(path, case):
     merged = PeftModel.from_pretrained(load(path), path / "adapter").merge_and_unload()
     state = merged.state_dict()
     last = text_config(case)["num_hidden_layers"] - 1
-    adapted = sorted({n.split(".lora_")[0] + ".weight" for n in adapter})
-    old_choice = [f"model.layers.0.self_attn.q_proj.weight", f"model.layers.{last}.mlp.down_proj.weight"]
-    for name in old_choice if all(n in state for n in old_choice) else [adapted[0], adapted[-1]]:
+    before = load(path).state_dict()
+    changed = sorted(n for n in state if (state[n] != before[n]).any())
+    choice = [f"model.layers.0.self_attn.q_proj.weight", f"model.layers.{last}.mlp.down_proj.weight"]
+    choice = choice if all(n in state for n in choice) else [changed[0], changed[-1]]
+    for name in choice + [n for n in changed if ".experts." in n or ".mlp.gate." in n]:
         out["merged." + name] = state[name]
     with torch.no_grad():
         out["merged_logits"] = merged(input_ids=ids, use_cache=False).logits
@@ -470,6 +509,12 @@ def golden(path, case):
         out |= {f"fullgrad.{k}": p.grad.clone() for k, p in params.items()}
         forward = lambda: plain(input_ids=ids, use_cache=False).logits
         out["full_losses"], out["full_grad_norms"] = ten_steps(forward, list(params.values()), labels)
+    if case.get("per_expert"):
+        write_per_expert(path, case)
+        older = PeftModel.from_pretrained(load(path), path / "adapter_per_expert")
+        with torch.no_grad():
+            out["per_expert_logits"] = older(input_ids=ids, use_cache=False).logits
+        assert (out["per_expert_logits"] - out["base_logits"]).std() > 0.1 and (out["per_expert_logits"] - out["logits"]).std() > 0.1
     save_file({k: v.contiguous().clone() for k, v in out.items()}, path / "golden.safetensors")
     return out
 

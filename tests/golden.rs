@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor};
 use qwen_tune_data::{Batch, IGNORE, Origin, Sequence};
-use qwen_tune_model::{Decoder, LoraModule, LoraPlan, Parameters, Training};
-use qwen_tune_qwen::ModelDir;
+use qwen_tune_model::{Decoder, LoraModule, LoraPlan, Parameter, Parameters, Training};
+use qwen_tune_qwen::{MixerSpec, ModelDir};
 use qwen_tune_weights::peft::Adapter;
 use qwen_tune_weights::{Checkpoint, TensorSource};
 
@@ -16,6 +16,9 @@ pub struct Golden {
     pub model: ModelDir,
     pub values: Checkpoint,
 }
+
+/// What transformers puts before the names of a causal model's decoder, wherever its tensors were read from.
+pub const PREFIX: &str = "model.";
 
 pub fn names() -> Vec<String> {
     let root = root();
@@ -45,6 +48,11 @@ impl Golden {
         }
     }
 
+    /// Whether rounding shows as it does behind a gated norm, which divides each head's output by its own size.
+    pub fn is_hybrid(&self) -> bool {
+        self.model.spec.layers.iter().any(|layer| matches!(layer.mixer, MixerSpec::GatedDelta(_)))
+    }
+
     pub fn has(&self, tensor: &str) -> bool {
         self.values.info(tensor).is_some()
     }
@@ -58,14 +66,44 @@ impl Golden {
         bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
+    /// What the golden has as `kind` for a trained tensor, in our order of elements.
+    pub fn of(&self, kind: &str, parameter: &Parameter) -> Vec<f32> {
+        let name = &parameter.name;
+        let stored = match name.split_once(".experts.") {
+            // `lm_head` lies beside the prefix, everything else below it.
+            _ if name.starts_with("lm_head") => name.clone(),
+            Some((layer, rest)) if name.contains(".lora_") => {
+                let (module, which) = rest.split_once('.').unwrap();
+                let inner = format!("{kind}.{PREFIX}{layer}.experts.base_layer.{which}");
+                let is_inner = module == "gate_up_proj" && self.has(&inner);
+                format!("{PREFIX}{layer}.experts{}.{which}", if is_inner { ".base_layer" } else { "" })
+            }
+            _ => format!("{PREFIX}{name}"),
+        };
+        let values = self.f32(&format!("{kind}.{stored}"));
+        match parameter.shape[..] {
+            // PEFT: [out, rank · experts], the experts of a rank together.
+            [experts, out, rank] if name.ends_with(".lora_B.weight") => (0..experts * out * rank)
+                .map(|i| {
+                    let (expert, row, column) = (i / (out * rank), i / rank % out, i % rank);
+                    values[(row * rank + column) * experts + expert]
+                })
+                .collect(),
+            _ => values,
+        }
+    }
+
     /// The adapter as PEFT saved it.
     pub fn adapter(&self) -> Adapter {
         Adapter::read(&self.dir.join("adapter")).unwrap()
     }
 
     pub fn lora(&self) -> Training {
-        let modules = self
-            .adapter()
+        self.lora_of(self.adapter())
+    }
+
+    pub fn lora_of(&self, adapter: Adapter) -> Training {
+        let modules = adapter
             .pairs
             .into_iter()
             .map(|pair| {

@@ -33,7 +33,7 @@ fn staged(
     let mut gradients = Gradients::default();
     let loss: f64 = batches
         .iter()
-        .map(|b| accumulate(decoder, parameters, objective, b, 1.0 / trained as f32, staging, &mut gradients))
+        .map(|b| accumulate(decoder, parameters, objective, b, 1.0 / trained as f32, staging, &mut gradients).nats)
         .sum();
     (loss / trained as f64, gradients)
 }
@@ -55,9 +55,11 @@ fn staged_backward_is_whole_tape_backward() {
             let (decoder, parameters) = golden.load(&training, &cpu());
             let mut whole = Gradients::default();
             let share = 1.0 / batch.trained as f32;
-            let loss = accumulate_whole_tape(&decoder, &parameters, &Likelihood, &batch, share, dropout, &mut whole);
+            // Where there are experts, with the load-balancing loss.
+            let staging = Staging { dropout, balance: 0.2, ..Staging::plain(0) };
+            let loss = accumulate_whole_tape(&decoder, &parameters, &Likelihood, &batch, share, staging, &mut whole);
             for recompute in [0, 1, usize::MAX] {
-                let staging = Staging { recompute, dropout };
+                let staging = Staging { recompute, ..staging };
                 let (ours, gradients) =
                     staged(&decoder, &parameters, &Likelihood, std::slice::from_ref(&batch), staging);
                 assert!((ours - loss / batch.trained as f64).abs() < 1e-6, "{name}");
@@ -87,8 +89,8 @@ fn an_objective_without_fixed_weights_has_the_gradients_of_the_whole_tape() {
     let (decoder, parameters) = golden.load(&golden.lora(), &cpu());
     let mut whole = Gradients::default();
     let share = 1.0 / batch.trained as f32;
-    let theirs = accumulate_whole_tape(&decoder, &parameters, &Squared, &batch, share, None, &mut whole);
-    let staging = Staging { recompute: 1, dropout: None };
+    let theirs = accumulate_whole_tape(&decoder, &parameters, &Squared, &batch, share, Staging::plain(0), &mut whole);
+    let staging = Staging::plain(1);
     let (ours, gradients) = staged(&decoder, &parameters, &Squared, std::slice::from_ref(&batch), staging);
     assert!((ours - theirs / batch.trained as f64).abs() < 1e-5);
     assert_same("squared", &parameters, &gradients, &whole, 1e-5);
@@ -99,7 +101,9 @@ fn recomputing_blocks_changes_nothing_at_all() {
     let golden = Golden::open(&names()[0]);
     let (decoder, parameters) = golden.load(&lora_with_dropout(&golden, 0.2), &cpu());
     let batches = [golden.batch()];
-    let run = |recompute| staged(&decoder, &parameters, &Likelihood, &batches, Staging { recompute, dropout: Some(3) });
+    let run = |recompute| {
+        staged(&decoder, &parameters, &Likelihood, &batches, Staging { dropout: Some(3), ..Staging::plain(recompute) })
+    };
     let (loss, none) = run(0);
     let (again, all) = run(usize::MAX);
     assert_eq!(loss.to_bits(), again.to_bits());
@@ -142,11 +146,13 @@ fn micro_batches_of_one_are_one_batch_of_four() {
         joined.targets = small.iter().flat_map(|b| b.targets.clone()).collect();
         joined.trained = small.iter().map(|b| b.trained).sum();
         let (decoder, parameters) = golden.load(&golden.lora(), &cpu());
-        let staging = Staging { recompute: 0, dropout: None };
+        let staging = Staging::plain(0);
         let (a, apart) = staged(&decoder, &parameters, &Likelihood, &small, staging);
         let (b, together) = staged(&decoder, &parameters, &Likelihood, &[joined], staging);
         assert!((a - b).abs() < 1e-6, "{name}: {a} and {b}");
-        assert_same(&name, &parameters, &apart, &together, 1e-5);
+        // Products of other sizes add up in another order, which the gated norm of hybrids shows tenfold and more.
+        let limit = if golden.is_hybrid() { 1e-4 } else { 1e-5 };
+        assert_same(&name, &parameters, &apart, &together, limit);
     }
 }
 

@@ -3,13 +3,13 @@
 
 use burn::tensor::Device;
 use qwen_tune_model::{Decoder, Parameters, Pass, Training};
-use qwen_tune_qwen::MixerSpec;
 use qwen_tune_qwen::export::Change;
 use qwen_tune_train::backward::{Gradients, Staging, accumulate};
 use qwen_tune_train::{AdamW, Likelihood, OptimizerConfig};
-use qwen_tune_weights::{Checkpoint, TensorSource};
+use qwen_tune_weights::TensorSource;
+use qwen_tune_weights::peft::Adapter;
 
-use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
+use crate::golden::{Golden, PREFIX, batch, host, max_abs, names, relative, spans};
 
 /// How near two f32 computations of one model come.
 struct Tolerance {
@@ -28,16 +28,12 @@ struct Tolerance {
 /// Softmax attention. The gated norm behind a recurrence divides each head's output by its own size, which may be next
 /// to nothing: there rounding shows a hundred times larger, in transformers itself too.
 fn tolerance(golden: &Golden) -> Tolerance {
-    let hybrid = golden.model.spec.layers.iter().any(|layer| matches!(layer.mixer, MixerSpec::GatedDelta(_)));
-    if hybrid {
+    if golden.is_hybrid() {
         Tolerance { activation: 1e-3, gradient: 1e-3, loss: 1e-4, curve: 1e-3, after: 2e-3 }
     } else {
         Tolerance { activation: 1e-4, gradient: 1e-4, loss: 1e-5, curve: 1e-5, after: 2e-5 }
     }
 }
-
-/// What transformers puts before the names of a causal model's decoder, wherever its tensors were read from.
-const PREFIX: &str = "model.";
 
 /// Devices the suite runs on: the CPU backend, and Burn's older one where it is compiled in.
 fn devices() -> Vec<Device> {
@@ -46,7 +42,7 @@ fn devices() -> Vec<Device> {
     ["cpu", "ndarray"].into_iter().filter_map(|name| open(name).ok()).collect()
 }
 
-fn each(check: impl Fn(&Golden, &Device)) {
+fn each(mut check: impl FnMut(&Golden, &Device)) {
     for device in devices() {
         for name in names() {
             check(&Golden::open(&name), &device);
@@ -89,12 +85,12 @@ fn gradients(decoder: &Decoder, parameters: &Parameters, golden: &Golden, recomp
     let batch = golden.batch();
     let share = 1.0 / batch.trained as f32;
     let mut gradients = Gradients::default();
-    let staging = Staging { recompute, dropout: None };
-    let loss = accumulate(decoder, parameters, &Likelihood, &batch, share, staging, &mut gradients);
-    (loss / batch.trained as f64, gradients)
+    let staging = Staging::plain(recompute);
+    let passed = accumulate(decoder, parameters, &Likelihood, &batch, share, staging, &mut gradients);
+    (passed.nats / batch.trained as f64, gradients)
 }
 
-fn check_gradients(golden: &Golden, device: &Device, training: &Training, kind: &str, prefix: &str) {
+fn check_gradients(golden: &Golden, device: &Device, training: &Training, kind: &str) {
     let (decoder, parameters) = golden.load(training, device);
     assert!(!parameters.is_empty());
     for recompute in [0, 1, decoder.blocks().len()] {
@@ -104,22 +100,80 @@ fn check_gradients(golden: &Golden, device: &Device, training: &Training, kind: 
             assert!(off < tolerance(golden).loss, "{}: loss off by {off:e}", golden.name);
         }
         for (slot, parameter) in parameters.iter().enumerate() {
-            let name = format!("{kind}.{}", golden_name(&parameter.name, prefix));
+            let name = &parameter.name;
             let ours = gradients.get(slot).unwrap_or_else(|| panic!("{}: no gradient of {name}", golden.name));
-            let off = relative(&host(ours.clone()), &golden.f32(&name));
-            assert!(off < tolerance(golden).gradient, "{} {name} (recompute {recompute}): off by {off:e}", golden.name);
+            let off = relative(&host(ours.clone()), &golden.of(kind, parameter));
+            assert!(
+                off < tolerance(golden).gradient,
+                "{} {kind} {name} (recompute {recompute}): off by {off:e}",
+                golden.name
+            );
         }
     }
 }
 
-/// `lm_head` lies beside the prefix, everything else below it.
-fn golden_name(parameter: &str, prefix: &str) -> String {
-    if parameter.starts_with("lm_head") { parameter.to_owned() } else { format!("{prefix}{parameter}") }
+#[test]
+fn every_adapter_gradient_is_that_of_peft() {
+    each(|golden, device| check_gradients(golden, device, &golden.lora(), "grad"));
+}
+
+/// The factor of the goldens' load-balancing loss.
+const AUX_FACTOR: f32 = 0.1;
+
+#[test]
+fn the_load_balancing_loss_and_its_gradients_are_those_of_transformers() {
+    let mut seen = 0;
+    each(|golden, device| {
+        if !golden.has("aux_loss") {
+            return;
+        }
+        seen += 1;
+        let (decoder, parameters) = golden.load(&golden.lora(), device);
+        let batch = golden.batch();
+        for recompute in [0, 1, decoder.blocks().len()] {
+            let mut gradients = Gradients::default();
+            let staging = Staging { balance: AUX_FACTOR, ..Staging::plain(recompute) };
+            let share = 1.0 / batch.trained as f32;
+            let passed = accumulate(&decoder, &parameters, &Likelihood, &batch, share, staging, &mut gradients);
+            let figures = passed.balance.figures().expect("the case has experts");
+            let off = (figures.aux_loss - f64::from(golden.f32("aux_loss")[0])).abs();
+            assert!(off < tolerance(golden).loss, "{}: load-balancing loss off by {off:e}", golden.name);
+            assert_eq!(figures.dropped_tokens, 0);
+            for (slot, parameter) in parameters.iter().enumerate() {
+                let ours = host(gradients.get(slot).expect("every adapter gets a gradient").clone());
+                let off = relative(&ours, &golden.of("auxgrad", parameter));
+                assert!(off < tolerance(golden).gradient, "{} {}: off by {off:e}", golden.name, parameter.name);
+            }
+        }
+    });
+    assert!(seen >= 8, "{seen} cases with experts");
 }
 
 #[test]
-fn every_adapter_gradient_is_that_of_peft() {
-    each(|golden, device| check_gradients(golden, device, &golden.lora(), "grad", PREFIX));
+fn adapters_of_single_experts_are_read_as_peft_reads_them() {
+    let mut seen = 0;
+    each(|golden, device| {
+        if !golden.has("per_expert_logits") {
+            return;
+        }
+        seen += 1;
+        let adapter = Adapter::read(&golden.dir.join("adapter_per_expert")).unwrap();
+        // What is written of it has the form that PEFT reads for every family.
+        let fitted = qwen_tune_qwen::export::fit_adapter(&golden.model, &adapter).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        fitted.write(&out.path().join("adapter"), qwen_tune_weights::Dtype::F32).unwrap();
+        let again = Adapter::read(&out.path().join("adapter")).unwrap();
+        for adapter in [adapter, again] {
+            let (decoder, parameters) = golden.load(&golden.lora_of(adapter), device);
+            let batch = golden.batch();
+            let context = decoder.context(&spans(&batch), &batch.positions);
+            let pass = Pass::plain(&parameters);
+            let logits = host(decoder.logits(decoder.hidden(&batch.ids, &context, &pass), &pass));
+            let off = max_abs(&logits, &golden.f32("per_expert_logits"));
+            assert!(off < tolerance(golden).activation, "{}: logits off by {off:e}", golden.name);
+        }
+    });
+    assert!(seen >= 2, "{seen} cases with adapters of single experts");
 }
 
 #[test]
@@ -130,7 +184,7 @@ fn every_gradient_of_full_fine_tuning_is_that_of_transformers() {
         if golden.has("full_losses") {
             seen += 1;
             for device in devices() {
-                check_gradients(&golden, &device, &golden.full(), "fullgrad", PREFIX);
+                check_gradients(&golden, &device, &golden.full(), "fullgrad");
             }
         }
     }
@@ -177,9 +231,8 @@ fn ten_steps_of_adamw_follow_torch() {
             assert!((a / f64::from(b) - 1.0).abs() < 1e-3, "{}: gradient norm {a} for {b}", golden.name);
         }
         for parameter in parameters.iter() {
-            let name = format!("after.{PREFIX}{}", parameter.name);
-            let off = max_abs(&host(parameter.value.clone()), &golden.f32(&name));
-            assert!(off < tolerance(golden).after, "{} {name}: off by {off:e}", golden.name);
+            let off = max_abs(&host(parameter.value.clone()), &golden.of("after", parameter));
+            assert!(off < tolerance(golden).after, "{} after {}: off by {off:e}", golden.name, parameter.name);
         }
     });
 }
@@ -227,15 +280,16 @@ fn merged_weights_are_those_of_peft_and_give_its_logits() {
         let out = tempfile::tempdir().unwrap();
         let merged = out.path().join("merged");
         qwen_tune_qwen::export::merge(&golden.model, Change::Adapter(&golden.adapter()), &merged).unwrap();
-        let written = Checkpoint::open(&merged).unwrap();
+        let written = qwen_tune_qwen::ModelDir::open(&merged).unwrap();
         let bf16 = golden.model.checkpoint.tensors().iter().any(|t| t.dtype == qwen_tune_weights::Dtype::BF16);
         let mut compared = 0;
         for info in golden.values.tensors() {
             if let Some(tensor) = info.name.strip_prefix("merged.") {
                 let theirs = golden.f32(&info.name);
                 let scale = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-                let stored = golden.model.tensor_name(tensor.strip_prefix(PREFIX).unwrap_or(tensor));
-                let off = max_abs(&written.read_f32(&stored).unwrap(), &theirs) / scale;
+                let bare = tensor.strip_prefix(PREFIX).unwrap_or(tensor);
+                let spec = written.inventory.iter().find(|tensor| tensor.name == bare).unwrap();
+                let off = max_abs(&written.read_f32(spec).unwrap(), &theirs) / scale;
                 let limit = if bf16 { 4e-3 } else { 1e-6 };
                 assert!(off < limit, "{name} {tensor}: off by {off:e}");
                 compared += 1;

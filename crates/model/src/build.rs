@@ -11,6 +11,7 @@ use qwen_tune_weights::WeightError;
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
 use crate::parameters::{Parameters, Weight};
+use crate::sparse::Experts;
 use qwen_tune_qwen::spec::NormSpec;
 
 /// What of the model is trained.
@@ -43,7 +44,7 @@ pub struct LoraModule {
     pub rank: usize,
     /// Factor on `B A x`.
     pub scale: f32,
-    /// Values of A `[rank, in]` and B `[out, rank]`; drawn and zero when absent.
+    /// Values of A `[rank, in]` and B `[out, rank]`, of experts one after another; drawn and zero when absent.
     pub values: Option<(Vec<f32>, Vec<f32>)>,
 }
 
@@ -165,31 +166,53 @@ impl<'a> Builder<'a> {
         Ok(Linear {
             weight: here.tensor("weight", [outputs, inputs], true)?,
             bias: if bias { Some(here.tensor("bias", [outputs], true)?) } else { None },
-            adapter: here.lora(inputs, outputs)?,
+            adapter: here.lora([], [inputs, outputs])?,
         })
     }
 
-    fn lora(&self, inputs: usize, outputs: usize) -> Result<Option<Lora>, BuildError> {
+    /// The matrices of all experts, `[experts, out, in]`, with their adapters if the plan gives them some.
+    ///
+    /// # Errors
+    /// As [`Builder::linear`].
+    pub fn experts(&self, name: &str, count: usize, inputs: usize, outputs: usize) -> Result<Experts, BuildError> {
+        Ok(Experts {
+            weight: self.tensor(name, [count, outputs, inputs], true)?,
+            adapter: self.at(name).lora([count], [inputs, outputs])?,
+        })
+    }
+
+    /// The adapter of the module at the cursor; `count` holds the number of its matrices where that is an axis.
+    fn lora<const N: usize, const D: usize>(
+        &self,
+        count: [usize; N],
+        [inputs, outputs]: [usize; 2],
+    ) -> Result<Option<Lora<D>>, BuildError> {
         let Training::Lora(plan) = self.site.training else { return Ok(None) };
         let Some(module) = plan.modules.get(&self.path) else { return Ok(None) };
         let rank = module.rank;
+        let shape = |rows: usize, columns: usize| -> [usize; D] {
+            let axes: Vec<usize> = count.into_iter().chain([rows, columns]).collect();
+            axes.try_into().expect("invariant: a matrix, or one a group")
+        };
+        let matrices: usize = count.iter().product();
+        let (a_size, b_size) = (matrices * rank * inputs, matrices * outputs * rank);
         let (a, b) = match &module.values {
             Some((a, b)) => (a.clone(), b.clone()),
-            None => (initial_a(plan.seed, &self.path, rank, inputs), vec![0.0; outputs * rank]),
+            None => (initial_a(plan.seed, &self.path, matrices * rank, inputs), vec![0.0; b_size]),
         };
-        for (which, found, expected) in [("lora_A", a.len(), rank * inputs), ("lora_B", b.len(), outputs * rank)] {
+        for (which, found, expected) in [("lora_A", a.len(), a_size), ("lora_B", b.len(), b_size)] {
             if found != expected {
                 return Err(BuildError::Adapter { module: self.path.clone(), which, found, expected });
             }
         }
         let mut parameters = self.site.parameters.borrow_mut();
-        let mut push = |which: &str, shape: [usize; 2], values| Weight::Trained {
+        let mut push = |which: &str, shape: [usize; D], values| Weight::Trained {
             slot: parameters.push(format!("{}.{which}.weight", self.path), &shape, values, self.site.device),
             shape,
         };
         Ok(Some(Lora {
-            a: push("lora_A", [rank, inputs], a),
-            b: push("lora_B", [outputs, rank], b),
+            a: push("lora_A", shape(rank, inputs), a),
+            b: push("lora_B", shape(outputs, rank), b),
             scale: module.scale,
             dropout: plan.dropout,
             key: name_key(&self.path),

@@ -73,9 +73,9 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// What gets an adapter: `all-linear`, `attention`, `mlp`, or a list of module names or globs.
     pub target: LoraTargets,
-    /// Adapters on routed experts. Not there yet.
+    /// Adapters on the routed experts of a mixture, one for each expert: most of its parameters, and of the adapter's.
     pub experts: bool,
-    /// Adapters on routers. Not there yet.
+    /// Adapters on routers and on the gates of shared experts.
     pub router: bool,
     /// `default` (A uniform, B zero) or the directory of a PEFT adapter to go on from; its rank, alpha and modules are taken.
     pub init: String,

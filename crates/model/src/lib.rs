@@ -30,4 +30,4 @@ pub use linear::{Linear, Lora};
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
 pub use parameters::{Parameter, Parameters, Pass, Weight};
-pub use sparse::Sparse;
+pub use sparse::{Experts, Routing, Sparse};

@@ -18,19 +18,33 @@ pub struct Linear {
     pub adapter: Option<Lora>,
 }
 
-/// An adapter pair.
+/// An adapter pair; with three axes one for each expert.
 #[derive(Debug, Clone)]
-pub struct Lora {
-    /// `[rank, in]`.
-    pub a: Weight<2>,
-    /// `[out, rank]`.
-    pub b: Weight<2>,
+pub struct Lora<const D: usize = 2> {
+    /// `[rank, in]`, or `[experts, rank, in]`.
+    pub a: Weight<D>,
+    /// `[out, rank]`, or `[experts, out, rank]`.
+    pub b: Weight<D>,
     /// Factor on `B A x`.
     pub scale: f32,
     /// Probability that an input channel of A is dropped in training.
     pub dropout: f32,
     /// The module's own part of the dropout key.
     pub key: u64,
+}
+
+impl<const D: usize> Lora<D> {
+    /// The adapter for this pass; `None` where adapters are off.
+    pub(crate) fn of(adapter: Option<&Self>, pass: &Pass<'_>) -> Option<kernels::Adapter<D>> {
+        let lora = adapter.filter(|_| pass.adapters)?;
+        let key = pass.dropout.filter(|_| lora.dropout > 0.0);
+        Some(kernels::Adapter {
+            a: pass.get(&lora.a),
+            b: pass.get(&lora.b),
+            scale: lora.scale,
+            dropout: key.map(|step| kernels::Dropout { p: lora.dropout, key: mix(step ^ lora.key) }),
+        })
+    }
 }
 
 impl Linear {
@@ -43,15 +57,7 @@ impl Linear {
     /// `x` `[tokens, in]` to `[tokens, out]`.
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let adapter = self.adapter.as_ref().filter(|_| pass.adapters).map(|lora| kernels::Adapter {
-            a: pass.get(&lora.a),
-            b: pass.get(&lora.b),
-            scale: lora.scale,
-            dropout: pass
-                .dropout
-                .filter(|_| lora.dropout > 0.0)
-                .map(|step| kernels::Dropout { p: lora.dropout, key: mix(step ^ lora.key) }),
-        });
+        let adapter = Lora::of(self.adapter.as_ref(), pass);
         kernels::linear(x, pass.get(&self.weight), self.bias.as_ref().map(|b| pass.get(b)), adapter)
     }
 }

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use crate::sparse::Routing;
+
 /// One trainable tensor.
 #[derive(Debug, Clone)]
 pub struct Parameter {
@@ -98,6 +100,7 @@ impl<const D: usize> Weight<D> {
 pub struct Pass<'a> {
     parameters: &'a Parameters,
     tape: Option<RefCell<BTreeMap<usize, Tensor<1>>>>,
+    routing: Option<RefCell<Vec<Routing>>>,
     /// Adapters take part; off gives the base model.
     pub adapters: bool,
     /// Key of this step's dropout masks; `None` drops nothing.
@@ -108,7 +111,7 @@ impl<'a> Pass<'a> {
     /// Evaluation and generation: no tape, no dropout.
     #[must_use]
     pub fn plain(parameters: &'a Parameters) -> Self {
-        Self { parameters, tape: None, adapters: true, dropout: None }
+        Self { parameters, tape: None, routing: None, adapters: true, dropout: None }
     }
 
     /// The forward of training without a tape: same masks as [`Pass::taped`] with the same key.
@@ -128,6 +131,26 @@ impl<'a> Pass<'a> {
     pub fn without_adapters(mut self) -> Self {
         self.adapters = false;
         self
+    }
+
+    /// Routers note what they decide, for [`Pass::routing`].
+    #[must_use]
+    pub fn observed(mut self) -> Self {
+        self.routing = Some(RefCell::default());
+        self
+    }
+
+    /// Notes a router's decision, if anyone asked.
+    pub(crate) fn observe(&self, routing: impl FnOnce() -> Routing) {
+        if let Some(noted) = &self.routing {
+            noted.borrow_mut().push(routing());
+        }
+    }
+
+    /// What the routers of an observed pass decided, in the order in which they ran; noted no longer.
+    #[must_use]
+    pub fn routing(&self) -> Vec<Routing> {
+        self.routing.as_ref().map(RefCell::take).unwrap_or_default()
     }
 
     /// The tensor of `weight` for this pass. A slot used twice under one tape is one leaf, so its gradients add up.

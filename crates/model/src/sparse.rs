@@ -2,12 +2,14 @@
 //!
 //! T tokens, E experts, k of them active, R = T·k rows sorted by expert, D hidden channels, I channels inside an expert.
 
+use std::sync::Arc;
+
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use qwen_tune_kernels::{self as kernels, Groups};
 use qwen_tune_qwen::spec::SparseSpec;
 
 use crate::build::{BuildError, Builder};
-use crate::linear::Linear;
+use crate::linear::{Linear, Lora};
 use crate::mlp::Mlp;
 use crate::parameters::{Pass, Weight};
 
@@ -15,10 +17,51 @@ use crate::parameters::{Pass, Weight};
 #[derive(Debug, Clone)]
 pub struct Sparse {
     router: Linear,
-    gate_up_proj: Weight<3>,
-    down_proj: Weight<3>,
+    gate_up_proj: Experts,
+    down_proj: Experts,
     shared: Option<Shared>,
     spec: SparseSpec,
+}
+
+/// One linear layer of every expert, with its adapters: `[experts, out, in]`.
+#[derive(Debug, Clone)]
+pub struct Experts {
+    pub(crate) weight: Weight<3>,
+    pub(crate) adapter: Option<Lora<3>>,
+}
+
+impl Experts {
+    fn is_trained(&self) -> bool {
+        self.adapter.is_some() || self.weight.is_trained()
+    }
+
+    fn forward(&self, x_RI: &Tensor<2>, groups: &Arc<Groups>, pass: &Pass<'_>) -> Tensor<2> {
+        let adapter = Lora::of(self.adapter.as_ref(), pass);
+        kernels::grouped_linear(x_RI, &pass.get(&self.weight), groups, adapter.as_ref())
+    }
+}
+
+/// What the router of one layer decided in one forward.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    /// Rows that each expert works on, `[E]`.
+    pub rows: Vec<usize>,
+    /// Probability of each expert, summed over the tokens, `[E]`.
+    pub mass: Vec<f64>,
+    /// Tokens.
+    pub tokens: usize,
+    /// Experts that each token goes through.
+    pub active: usize,
+    /// Probabilities `[T, E]`, on the tape of the pass.
+    pub probabilities: Tensor<2>,
+}
+
+impl Routing {
+    /// The same off the tape.
+    #[must_use]
+    pub fn untaped(&self) -> Self {
+        Self { probabilities: self.probabilities.clone().inner(), ..self.clone() }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -35,7 +78,9 @@ struct Dispatch {
     token_R: Tensor<1, Int>,
     /// Row of each token's choices, `[T·k]`.
     row_of_choice: Tensor<1, Int>,
-    groups: std::sync::Arc<Groups>,
+    groups: Arc<Groups>,
+    /// Probability of each expert, summed over the tokens.
+    mass_E: Vec<f64>,
 }
 
 impl Sparse {
@@ -48,8 +93,8 @@ impl Sparse {
         let here = at.at("experts");
         Ok(Self {
             router: at.linear("gate", hidden, experts, false)?,
-            gate_up_proj: here.tensor("gate_up_proj", [experts, 2 * inner, hidden], true)?,
-            down_proj: here.tensor("down_proj", [experts, hidden, inner], true)?,
+            gate_up_proj: here.experts("gate_up_proj", experts, hidden, 2 * inner)?,
+            down_proj: here.experts("down_proj", experts, inner, hidden)?,
             shared: match shared {
                 None => None,
                 Some(inner) => Some(Shared {
@@ -83,13 +128,20 @@ impl Sparse {
         let (active, inner) = (self.spec.active, self.spec.inner);
         let p_TE = activation::softmax(self.router_logits(x_TD.clone(), pass), 1);
         let dispatch = self.dispatch(&p_TE);
+        pass.observe(|| Routing {
+            rows: dispatch.groups.counts(),
+            mass: dispatch.mass_E.clone(),
+            tokens,
+            active,
+            probabilities: p_TE.clone(),
+        });
         let p_TK = p_TE.gather(1, dispatch.chosen_TK);
         let p_TK = if self.spec.renormalise { p_TK.clone() / p_TK.sum_dim(1) } else { p_TK };
 
         let x_RD = x_TD.clone().select(0, dispatch.token_R);
-        let both_R2I = kernels::grouped_linear(&x_RD, &pass.get(&self.gate_up_proj), &dispatch.groups);
+        let both_R2I = self.gate_up_proj.forward(&x_RD, &dispatch.groups, pass);
         let act_RI = kernels::swiglu(both_R2I.clone().narrow(1, 0, inner), both_R2I.narrow(1, inner, inner));
-        let y_RD = kernels::grouped_linear(&act_RI, &pass.get(&self.down_proj), &dispatch.groups);
+        let y_RD = self.down_proj.forward(&act_RI, &dispatch.groups, pass);
         let y_TKD: Tensor<3> = y_RD.select(0, dispatch.row_of_choice).reshape([tokens, active, hidden]);
         let y_TD: Tensor<2> = (y_TKD * p_TK.unsqueeze_dim::<3>(2)).sum_dim(1).reshape([tokens, hidden]);
         match &self.shared {
@@ -110,6 +162,10 @@ impl Sparse {
         let mut counts = vec![0; experts];
         chosen.iter().for_each(|&expert| counts[expert] += 1);
         let groups = Groups::of_counts(&counts);
+        let mut mass_E = vec![0.0; experts];
+        for row in probabilities.chunks_exact(experts) {
+            mass_E.iter_mut().zip(row).for_each(|(sum, p)| *sum += f64::from(*p));
+        }
         // A stable sort by counting: rows of an expert keep the order of their tokens.
         let mut next: Vec<usize> =
             counts.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count))).collect();
@@ -131,6 +187,7 @@ impl Sparse {
             token_R: flat(token_of_row),
             row_of_choice: flat(row_of_choice),
             groups,
+            mass_E,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! [`inventory`]: the one list of a model's tensors, from which loading, adapters, planning and export all work.
 
+use std::fmt;
+
 use crate::{
     AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, Projections, SparseSpec,
 };
@@ -15,16 +17,46 @@ pub struct TensorSpec {
     pub role: Role,
     /// The layer it belongs to.
     pub layer: Option<usize>,
-    /// For linear weights the module, such as `layers.0.self_attn.q_proj`.
+    /// For matrices the module, such as `layers.0.self_attn.q_proj`.
     pub module: Option<String>,
-    /// Whether an adapter may be put on it.
-    pub adaptable: bool,
 }
 
 impl TensorSpec {
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&extent| extent as u64).product()
+    }
+
+    /// The matrices that an adapter would be put on; none of tensors that take no adapter.
+    pub fn matrices(&self) -> Option<Matrices> {
+        match (self.role, &self.shape[..]) {
+            (Role::Linear(_) | Role::Router | Role::SharedGate, &[rows, columns]) => {
+                Some(Matrices { count: 1, rows, columns })
+            }
+            (Role::Experts, &[count, rows, columns]) => Some(Matrices { count, rows, columns }),
+            _ => None,
+        }
+    }
+}
+
+/// Matrices of one shape in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matrices {
+    /// How many: the experts of a mixture, or 1.
+    pub count: usize,
+    /// Outputs of each.
+    pub rows: usize,
+    /// Inputs of each.
+    pub columns: usize,
+}
+
+impl fmt::Display for Matrices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, rows, columns } = self;
+        match count {
+            1 => write!(f, "[{rows}, {columns}]"),
+            _ => write!(f, "{count} x [{rows}, {columns}]"),
+        }
     }
 }
 
@@ -94,14 +126,7 @@ impl List {
     fn push(&mut self, name: String, shape: Vec<usize>, role: Role) {
         let is_matrix = matches!(role, Role::Linear(_) | Role::Head | Role::Router | Role::Experts | Role::SharedGate);
         let module = is_matrix.then(|| name.strip_suffix(".weight").unwrap_or(&name).to_owned());
-        self.tensors.push(TensorSpec {
-            name,
-            shape,
-            role,
-            layer: self.layer,
-            module,
-            adaptable: matches!(role, Role::Linear(_)),
-        });
+        self.tensors.push(TensorSpec { name, shape, role, layer: self.layer, module });
     }
 
     fn linear(&mut self, module: &str, out: usize, into: usize, bias: bool, part: Part) {

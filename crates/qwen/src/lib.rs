@@ -32,10 +32,10 @@ pub use auto::Auto;
 pub use byte_size::ByteSize;
 pub use export::ExportError;
 pub use family::ConfigError;
-pub use inventory::{Part, Role, TensorSpec, inventory};
+pub use inventory::{Matrices, Part, Role, TensorSpec, inventory};
 pub use model_dir::{LOCK_FILE, ModelDir, ModelError};
 pub use spec::{
     AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Projections,
     RopeOrigin, RopeScaling, RopeSpec, SparseSpec,
 };
-pub use targets::{LayerFilter, LoraTargets, TargetError};
+pub use targets::{LayerFilter, LoraTargets, Switches, TargetError};

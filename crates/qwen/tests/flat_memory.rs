@@ -7,7 +7,7 @@
 use std::fs;
 
 use qwen_tune_qwen::{
-    LayerFilter, LoraTargets, ModelDir,
+    LayerFilter, LoraTargets, ModelDir, Switches,
     export::{Change, adapter_config, merge},
     family, inventory,
 };
@@ -54,7 +54,7 @@ fn a_merge_needs_the_memory_of_one_tensor() {
     Box::new(sink).finish().unwrap();
 
     let model = ModelDir::open(&base).unwrap();
-    let modules = LoraTargets::default().resolve(&model.inventory, &LayerFilter::All).unwrap();
+    let modules = LoraTargets::default().resolve(Switches::default(), &model.inventory, &LayerFilter::All).unwrap();
     let pair = |module: &String| {
         let shape = &model.tensor(&model.tensor_name(&format!("{module}.weight"))).unwrap().shape;
         LoraPair {
@@ -64,6 +64,7 @@ fn a_merge_needs_the_memory_of_one_tensor() {
             rank: 8,
             in_features: shape[1],
             out_features: shape[0],
+            experts: 1,
             scale: 2.0,
         }
     };

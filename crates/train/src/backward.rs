@@ -8,11 +8,12 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use qwen_tune_data::Batch;
 use qwen_tune_kernels as kernels;
-use qwen_tune_model::{Context, Decoder, Parameters, Pass, Weight};
+use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing, Weight};
 
+use crate::balance::{Auxiliary, Balance};
 use crate::objective::Objective;
 
 /// Gradients by slot of [`Parameters`], flat f32; absent where nothing flowed.
@@ -66,6 +67,27 @@ pub struct Staging {
     pub recompute: usize,
     /// Key of this micro-batch's dropout masks.
     pub dropout: Option<u64>,
+    /// This micro-batch's share of the step's tokens, for the load-balancing loss.
+    pub share: f32,
+    /// Factor of that loss in this micro-batch: the recipe's coefficient times the share.
+    pub balance: f32,
+}
+
+impl Staging {
+    /// Everything in one micro-batch, without dropout or a load-balancing loss.
+    #[must_use]
+    pub fn plain(recompute: usize) -> Self {
+        Self { recompute, dropout: None, share: 1.0, balance: 0.0 }
+    }
+}
+
+/// What the forward of a micro-batch said.
+#[derive(Debug, Clone, Default)]
+pub struct Passed {
+    /// The objective's loss summed over the trained tokens, unscaled and without the load-balancing loss.
+    pub nats: f64,
+    /// How tokens were spread over experts; nothing where there are none.
+    pub balance: Balance,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one a block, for the length of a step")]
@@ -74,14 +96,15 @@ enum Kept<'a> {
     Nothing,
     /// Run again from this input.
     Input(Tensor<2>),
-    /// The tape itself: input leaf, output, pass with its leaves.
-    Tape(Tensor<2>, Tensor<2>, Pass<'a>),
+    /// The tape itself: input leaf, output, pass with its leaves, decisions of its router.
+    Tape(Tensor<2>, Tensor<2>, Pass<'a>, Vec<Routing>),
 }
 
-/// Adds the gradients of `batch` to `gradients` and returns the loss summed over its trained tokens, unscaled.
+/// Adds the gradients of `batch` to `gradients`.
 ///
 /// `share` multiplies every token's loss: one over the trained tokens of the whole step, so that micro-batches add up to
-/// the mean over the step.
+/// the mean over the step. The load-balancing loss is pooled over the layers and tokens of this batch, as transformers has
+/// it: its gradient needs the choices of all layers, but nothing else of them, so it enters each block's own tape.
 pub fn accumulate(
     decoder: &Decoder,
     parameters: &Parameters,
@@ -90,7 +113,7 @@ pub fn accumulate(
     share: f32,
     staging: Staging,
     gradients: &mut Gradients,
-) -> f64 {
+) -> Passed {
     let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
     let context = decoder.context(&sequences, &batch.positions);
     let trains_embedding = matches!(decoder.embedding(), Weight::Trained { .. });
@@ -102,19 +125,27 @@ pub fn accumulate(
 
     // Forward through the blocks.
     let mut kept = Vec::with_capacity(decoder.blocks().len());
+    let mut routings = Vec::new();
     let mut tracked = trains_embedding;
     for (index, block) in decoder.blocks().iter().enumerate() {
         let trains = tracked || block.is_trained();
         let (next, keep) = if !trains {
-            (block.forward(x, &context, &Pass::plain(parameters)), Kept::Nothing)
+            let pass = Pass::plain(parameters).observed();
+            let y = block.forward(x, &context, &pass);
+            routings.extend(pass.routing());
+            (y, Kept::Nothing)
         } else if index < staging.recompute {
-            let pass = Pass::untaped(parameters, staging.dropout);
-            (block.forward(x.clone(), &context, &pass), Kept::Input(x))
+            let pass = Pass::untaped(parameters, staging.dropout).observed();
+            let y = block.forward(x.clone(), &context, &pass);
+            routings.extend(pass.routing());
+            (y, Kept::Input(x))
         } else {
-            let pass = Pass::taped(parameters, staging.dropout);
+            let pass = Pass::taped(parameters, staging.dropout).observed();
             let leaf = input_leaf(x, tracked);
             let y = block.forward(leaf.clone(), &context, &pass);
-            (y.clone().inner(), Kept::Tape(leaf, y, pass))
+            let routing = pass.routing();
+            routings.extend(routing.iter().map(Routing::untaped));
+            (y.clone().inner(), Kept::Tape(leaf, y, pass, routing))
         };
         tracked = trains;
         x = next;
@@ -153,30 +184,44 @@ pub fn accumulate(
     gradients.add_leaves(pass.into_leaves(), &mut tape);
 
     // Blocks in reverse.
+    let routings: Vec<&Routing> = routings.iter().collect();
+    let passed = Passed { nats: loss, balance: Balance::of(&routings, f64::from(staging.share)) };
+    let slope = Auxiliary::of(&routings).filter(|_| staging.balance > 0.0).map(|auxiliary| {
+        let slope: Vec<f32> = auxiliary.slope.iter().map(|slope| slope * staging.balance).collect();
+        let experts = slope.len();
+        Tensor::<2>::from_data(TensorData::new(slope, [1, experts]), decoder.device())
+    });
     for (block, keep) in decoder.blocks().iter().zip(kept).rev() {
-        let (leaf, y, pass) = match keep {
-            Kept::Nothing => return loss,
-            Kept::Tape(leaf, y, pass) => (leaf, y, pass),
+        let (leaf, y, pass, routing) = match keep {
+            Kept::Nothing => return passed,
+            Kept::Tape(leaf, y, pass, routing) => (leaf, y, pass, routing),
             Kept::Input(x) => {
-                let pass = Pass::taped(parameters, staging.dropout);
+                let pass = Pass::taped(parameters, staging.dropout).observed();
                 let leaf = input_leaf(x, true);
                 let y = block.forward(leaf.clone(), &context, &pass);
-                (leaf, y, pass)
+                let routing = pass.routing();
+                (leaf, y, pass, routing)
             }
         };
-        let mut tape = (y * upstream).backward();
+        let seeded = y * upstream;
+        let mut tape = match (&slope, routing.into_iter().next()) {
+            (Some(slope), Some(Routing { probabilities, .. })) => {
+                (seeded.sum() + (probabilities * slope.clone().autodiff()).sum()).backward()
+            }
+            _ => seeded.backward(),
+        };
         let below = leaf.grad_remove(&mut tape);
         gradients.add_leaves(pass.into_leaves(), &mut tape);
         match below {
             Some(gradient) => upstream = gradient,
-            None => return loss,
+            None => return passed,
         }
     }
     if trains_embedding {
         let mut tape = (embedded * upstream).backward();
         gradients.add_leaves(embedding_pass.into_leaves(), &mut tape);
     }
-    loss
+    passed
 }
 
 /// The same gradients by one tape through the whole model: the reference that [`accumulate`] is tested against.
@@ -186,18 +231,35 @@ pub fn accumulate_whole_tape(
     objective: &dyn Objective,
     batch: &Batch,
     share: f32,
-    dropout: Option<u64>,
+    staging: Staging,
     gradients: &mut Gradients,
 ) -> f64 {
     let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
     let context: Context = decoder.context(&sequences, &batch.positions);
-    let pass = Pass::taped(parameters, dropout);
+    let pass = Pass::taped(parameters, staging.dropout).observed();
     let hidden = decoder.hidden(&batch.ids, &context, &pass);
     let logp = kernels::token_logp(hidden, pass.get(decoder.head()), &batch.targets);
     let loss = objective.loss(logp, batch);
-    let mut tape = loss.clone().mul_scalar(share).backward();
+    let mut total = loss.clone().mul_scalar(share);
+    if staging.balance > 0.0
+        && let Some(auxiliary) = pooled_auxiliary(&pass.routing())
+    {
+        total = total + auxiliary.mul_scalar(staging.balance);
+    }
+    let mut tape = total.backward();
     gradients.add_leaves(pass.into_leaves(), &mut tape);
     scalar(loss.inner())
+}
+
+/// The load-balancing loss as plain tensor operations.
+fn pooled_auxiliary(routings: &[Routing]) -> Option<Tensor<1>> {
+    let experts = routings.first()?.rows.len();
+    let places: usize = routings.iter().map(|routing| routing.tokens).sum();
+    let all = Tensor::cat(routings.iter().map(|routing| routing.probabilities.clone()).collect(), 0);
+    let chosen: Vec<f32> = (0..experts).map(|e| routings.iter().map(|r| r.rows[e] as f32).sum()).collect();
+    let chosen = Tensor::<1>::from_data(TensorData::new(chosen, [experts]), &all.device());
+    let mean: Tensor<1> = all.mean_dim(0).reshape([experts]);
+    Some((mean * chosen.div_scalar(places as f32)).sum().mul_scalar(experts as f32))
 }
 
 /// A tape's entry. Where nothing below is trained its gradient is not asked for, which saves the products for it.

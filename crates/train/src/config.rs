@@ -128,11 +128,16 @@ impl Recompute {
 }
 
 /// What is maximised.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveConfig {
     /// `sft` and `cpt` so far.
     pub kind: ObjectiveKind,
+    /// Adds the router's load-balancing loss of mixtures of experts with this factor; 0.001 is usual. It asks routers to
+    /// choose all experts equally often, and has an effect only on what is trained: routers (`lora.router`, `[full]`) and
+    /// what lies below them. Pooled over the layers and tokens of each micro-batch, as transformers has it. Absent leaves it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_aux_loss_coef: Option<f64>,
 }
 
 /// Objectives by the names users know.

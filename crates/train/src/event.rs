@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::bad_step::BadStep;
+use crate::balance::ExpertFigures;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -74,6 +75,9 @@ pub struct Step {
     /// Expected time to the end of the run.
     #[serde(skip)]
     pub eta_seconds: Option<f64>,
+    /// How tokens were spread over experts, where there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertFigures>,
 }
 
 /// Loss on held-out rows.

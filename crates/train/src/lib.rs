@@ -5,6 +5,7 @@
 
 pub mod backward;
 mod bad_step;
+mod balance;
 mod checkpoint;
 mod config;
 pub mod device;
@@ -24,6 +25,7 @@ mod state;
 mod stop;
 
 pub use bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
+pub use balance::{Balance, ExpertFigures};
 pub use checkpoint::{Artefact, CheckpointError, Checkpoints, Loaded};
 pub use config::{
     CheckpointConfig, EvalConfig, EvalData, EvalSource, ObjectiveConfig, ObjectiveKind, Recompute, RecomputeWord,

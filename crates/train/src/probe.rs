@@ -105,7 +105,7 @@ impl Probe<'_> {
             Decoder::load_lowest(self.model, layers, self.training, self.device, self.dtype)?;
         let step = |parameters: &Parameters, recompute: usize| {
             let mut gradients = Gradients::default();
-            let staging = Staging { recompute, dropout: self.dropout.then_some(0) };
+            let staging = Staging { dropout: self.dropout.then_some(0), ..Staging::plain(recompute) };
             accumulate(&decoder, parameters, self.objective, self.batch, 1.0, staging, &mut gradients);
             gradients
         };

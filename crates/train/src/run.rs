@@ -5,7 +5,7 @@ use std::time::Instant;
 use qwen_tune_data::{DataError, Step as DataStep};
 use qwen_tune_model::{Decoder, Parameters, Pass, mix};
 
-use crate::backward::{Gradients, Staging, accumulate};
+use crate::backward::{Gradients, Passed, Staging, accumulate};
 use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::error::{Failed, TrainError};
@@ -32,6 +32,8 @@ pub struct Run<'a> {
     pub schedule: ScheduleConfig,
     /// What is minimised.
     pub objective: Box<dyn Objective>,
+    /// Factor of the load-balancing loss of mixtures of experts; 0 leaves it out.
+    pub router_aux_loss_coef: f64,
     /// Endless steps of data, beginning at the state's cursor.
     pub data: Box<dyn Iterator<Item = Result<DataStep, DataError>>>,
     /// Held-out rows.
@@ -139,7 +141,8 @@ impl Run<'_> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
-        let (loss, mut gradients) = self.gradients(&data);
+        let (Passed { nats, balance }, mut gradients) = self.gradients(&data);
+        let loss = nats / data.trained.max(1) as f64;
         let grad_norm = gradients.norm();
         if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
             self.refuse(sink, &data, reason, loss, grad_norm)?;
@@ -170,22 +173,27 @@ impl Run<'_> {
             seconds,
             epoch: data.epoch,
             eta_seconds: None,
+            experts: balance.figures(),
         }))
     }
 
-    /// Mean loss of the step's trained tokens and its gradients.
-    fn gradients(&self, data: &DataStep) -> (f64, Gradients) {
+    /// Loss of the step's trained tokens and the gradients of its mean.
+    fn gradients(&self, data: &DataStep) -> (Passed, Gradients) {
         let trained = data.trained.max(1);
         let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
         let mut gradients = Gradients::default();
-        let mut nats = 0.0;
+        let mut sum = Passed::default();
         for (index, batch) in data.micro_batches.iter().enumerate() {
             let dropout = self.dropout.then(|| mix(step_key ^ index as u64));
-            let staging = Staging { recompute: self.recompute, dropout };
+            let part = batch.ids.len() as f64 / data.tokens.max(1) as f64;
+            let balance = (self.router_aux_loss_coef * part) as f32;
+            let staging = Staging { recompute: self.recompute, dropout, share: part as f32, balance };
             let (objective, share) = (self.objective.as_ref(), 1.0 / trained as f32);
-            nats += accumulate(self.decoder, &self.parameters, objective, batch, share, staging, &mut gradients);
+            let passed = accumulate(self.decoder, &self.parameters, objective, batch, share, staging, &mut gradients);
+            sum.nats += passed.nats;
+            sum.balance.add(&passed.balance);
         }
-        (nats / trained as f64, gradients)
+        (sum, gradients)
     }
 
     /// Passes over a step without applying it, or ends the run before it.

@@ -115,6 +115,7 @@ fn damaged_adapters_are_errors_or_hold_other_values() {
         rank: 2,
         in_features: 3,
         out_features: 4,
+        experts: 1,
         scale: 2.0,
     };
     Adapter { config, pairs: vec![pair], others: Vec::new() }.write(&directory, Dtype::F32).unwrap();

@@ -32,7 +32,7 @@ pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> 
         Some(path) => {
             let adapter = read_adapter(path)?;
             base::refuse_other(&adapter, &model, recipe, doc)?;
-            Training::Lora(LoraPlan { modules: bind_adapter(adapter, &model)?, dropout: 0.0, seed: 0 })
+            Training::Lora(LoraPlan { modules: bind_adapter(&adapter, &model)?, dropout: 0.0, seed: 0 })
         }
     };
     let (decoder, parameters) =

@@ -92,6 +92,7 @@ fn ready<'a>(
         optimizer_config: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
         objective: objective(&recipe.objective).expect("invariant: the rules refuse objectives not there yet"),
+        router_aux_loss_coef: recipe.objective.router_aux_loss_coef.unwrap_or(0.0),
         data: Box::new(data),
         eval: plan.eval.clone(),
         eval_every: eval.every,

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use globset::Glob;
 use qwen_tune_model::{FullConfig, LoraConfig, LoraModule, LoraPlan, Training};
-use qwen_tune_qwen::{ModelDir, TensorSpec, export};
+use qwen_tune_qwen::export::{self, ExportError};
+use qwen_tune_qwen::{FfnSpec, ModelDir, Switches, TargetError};
 use qwen_tune_train::Artefact;
-use qwen_tune_weights::peft::Adapter;
+use qwen_tune_weights::peft::{Adapter, LoraPair};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Recipe, RecipeDoc, nearest};
@@ -27,16 +28,36 @@ pub struct Trained {
 /// # Errors
 /// With every target, glob or adapter tensor that does not fit the model.
 pub fn trained(recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Result<Trained, Diagnostics> {
-    match (recipe.adapter(), &recipe.full) {
+    let chosen = match (recipe.adapter(), &recipe.full) {
         (Some(lora), _) => adapters(&lora, recipe, doc, model),
         (None, full) => full_fine_tuning(full.as_ref().unwrap_or(&FullConfig::default()), doc, model),
+    };
+    match (chosen, balance_without_experts(recipe, doc, model)) {
+        (chosen, None) => chosen,
+        (Ok(_), Some(mistake)) => Err(mistake.into()),
+        (Err(mut mistakes), Some(mistake)) => {
+            mistakes.push(mistake);
+            Err(mistakes)
+        }
     }
+}
+
+fn balance_without_experts(recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Option<Diagnostic> {
+    const KEY: &str = "objective.router_aux_loss_coef";
+    let is_asked = recipe.objective.router_aux_loss_coef.is_some_and(|coefficient| coefficient > 0.0);
+    let is_sparse = model.spec.layers.iter().any(|layer| matches!(layer.ffn, FfnSpec::Sparse(_)));
+    (is_asked && !is_sparse).then(|| {
+        Diagnostic::mistake("no-experts", format!("`{KEY}` is set, but this model has no experts to balance"))
+            .at(doc.span_of(KEY))
+            .hint("leave it out")
+    })
 }
 
 fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Result<Trained, Diagnostics> {
     let list = &model.inventory;
     let (modules, mut config) = if lora.init == "default" {
-        let resolved = lora.target.resolve(list, &lora.layers);
+        let switches = Switches { experts: lora.experts, router: lora.router };
+        let resolved = lora.target.resolve(switches, list, &lora.layers);
         let modules = resolved.map_err(|errors| {
             let at = |key: &str| doc.span_of(key);
             errors.iter().map(|e| target_mistake(e, at)).collect::<Diagnostics>()
@@ -53,14 +74,16 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
             let tell = |e| Diagnostic::mistake_from("bad-adapter", e).at(doc.span_of("lora.init"));
             errors.iter().map(|e| tell(e as &dyn std::error::Error)).collect::<Diagnostics>()
         })?;
+        let at = |mistakes: Diagnostics| -> Diagnostics {
+            mistakes.into_iter().map(|d| d.at(doc.span_of("lora.init"))).collect()
+        };
+        let adapter = fit(model, &adapter).map_err(at)?;
         let mut config = adapter.config.clone();
         config.base_model_name_or_path = Some(recipe.model.base.clone());
-        let bound = bind_adapter(adapter, model).map_err(|mistakes| {
-            mistakes.into_iter().map(|d| d.at(doc.span_of("lora.init"))).collect::<Diagnostics>()
-        })?;
-        (bound, config)
+        (bound(adapter, model), config)
     };
-    config.lora_dropout = lora.dropout;
+    // PEFT does not load parameters of experts beside a dropout, which nobody needs after training.
+    config.lora_dropout = if config.target_parameters.is_some() { 0.0 } else { lora.dropout };
     if let Some(revision) = &recipe.model.revision {
         config.other.insert("revision".to_owned(), revision.clone().into());
     }
@@ -70,48 +93,50 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
     Ok(Trained { training: Training::Lora(plan), artefact, dropout: lora.dropout > 0.0 })
 }
 
-/// Holds an adapter against the model: every pair must bind to a linear layer of its shape.
+/// Holds an adapter against the model: every pair must bind to matrices of its shape.
 ///
 /// # Errors
 /// With every pair that does not.
-pub fn bind_adapter(adapter: Adapter, model: &ModelDir) -> Result<BTreeMap<String, LoraModule>, Diagnostics> {
-    let list = &model.inventory;
-    let linear: BTreeMap<&str, &TensorSpec> =
-        list.iter().filter(|t| t.adaptable).filter_map(|t| Some((t.module.as_deref()?, t))).collect();
-    let mut mistakes = Diagnostics::new();
-    let mut bound = BTreeMap::new();
-    for pair in adapter.pairs {
-        let name = model.module_of_peft(&pair.module).unwrap_or(&pair.module).to_owned();
-        match linear.get(name.as_str()) {
-            Some(tensor) if tensor.shape == [pair.out_features, pair.in_features] => {
-                let values = Some((pair.a, pair.b));
-                bound.insert(name, LoraModule { rank: pair.rank, scale: pair.scale, values });
-            }
-            Some(tensor) => mistakes.push(
-                Diagnostic::mistake("adapter-shape", format!("the adapter of `{}` does not fit", pair.module))
-                    .found(format!("{} x {}", pair.out_features, pair.in_features))
-                    .expected(format!("{} x {}, as the model has it", tensor.shape[0], tensor.shape[1])),
-            ),
-            None => {
-                let mut mistake = Diagnostic::mistake(
-                    "adapter-unbound",
-                    format!("the adapter's module `{}` is not in the model", pair.module),
-                );
-                if let Some(near) = nearest(&name, linear.keys().copied()) {
-                    mistake = mistake.hint(format!("the nearest module is `{near}`"));
-                }
-                mistakes.push(mistake);
-            }
-        }
-    }
-    if mistakes.is_empty() { Ok(bound) } else { Err(mistakes) }
+pub fn bind_adapter(adapter: &Adapter, model: &ModelDir) -> Result<BTreeMap<String, LoraModule>, Diagnostics> {
+    Ok(bound(fit(model, adapter)?, model))
 }
 
-fn target_mistake(
-    error: &qwen_tune_qwen::TargetError,
-    at: impl Fn(&str) -> Option<crate::diagnostic::Span>,
-) -> Diagnostic {
-    Diagnostic::mistake_from("bad-target", error).at(at("lora.target").or_else(|| at("lora.layers")))
+/// The modules of an adapter that fits.
+fn bound(adapter: Adapter, model: &ModelDir) -> BTreeMap<String, LoraModule> {
+    let module = |path: &str| model.module_of_peft(path).unwrap_or(path).to_owned();
+    let bind = |pair: LoraPair| {
+        let LoraPair { rank, scale, a, b, .. } = pair;
+        (module(&pair.module), LoraModule { rank, scale, values: Some((a, b)) })
+    };
+    adapter.pairs.into_iter().map(bind).collect()
+}
+
+fn fit(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Diagnostics> {
+    let tell = |fault: ExportError| match fault {
+        ExportError::WrongModuleShape { module, adapter, base } => {
+            Diagnostic::mistake("adapter-shape", format!("the adapter of `{module}` does not fit"))
+                .found(adapter.to_string())
+                .expected(format!("{base}, as the model has it"))
+        }
+        ExportError::UnknownModule { module, near } => {
+            let mistake =
+                Diagnostic::mistake("adapter-unbound", format!("the adapter's module `{module}` is not in the model"));
+            match near.first() {
+                Some(near) => mistake.hint(format!("the nearest module is `{near}`")),
+                None => mistake,
+            }
+        }
+        other => Diagnostic::mistake_from("bad-adapter", &other),
+    };
+    export::fit_adapter(model, adapter).map_err(|faults| faults.into_iter().map(tell).collect())
+}
+
+fn target_mistake(error: &TargetError, at: impl Fn(&str) -> Option<crate::diagnostic::Span>) -> Diagnostic {
+    let span = match error {
+        TargetError::NothingToSwitch { key, .. } => at(&format!("lora.{key}")),
+        _ => at("lora.target").or_else(|| at("lora.layers")),
+    };
+    Diagnostic::mistake_from("bad-target", error).at(span)
 }
 
 fn full_fine_tuning(full: &FullConfig, doc: &RecipeDoc, model: &ModelDir) -> Result<Trained, Diagnostics> {

@@ -216,6 +216,7 @@ mod tests {
             seconds: 0.5,
             epoch: 0.1,
             eta_seconds: Some(42.3),
+            experts: None,
         }
     }
 

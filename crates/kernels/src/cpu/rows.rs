@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::vector;
+use crate::Dropout;
+
 /// Elements a task should have at least: below, starting it costs more than it gains.
 const TASK_ELEMENTS: usize = 48 * 1024;
 
@@ -22,6 +25,15 @@ pub(crate) fn for_blocks(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [
         return f(0, out);
     }
     out.par_chunks_mut(rows * width).enumerate().for_each(|(index, block)| f(index * rows, block));
+}
+
+/// `x ⊙ mask`, element by element.
+pub(crate) fn dropped(x: &[f32], dropout: Dropout) -> Vec<f32> {
+    let mut dropped = vec![0.0; x.len()];
+    for_blocks(&mut dropped, 1, |first, block| {
+        vector::drop(block, &x[first..first + block.len()], dropout, first as u64);
+    });
+    dropped
 }
 
 /// The same with two outputs of as many rows.

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use burn::Tensor;
 
+use crate::Adapter;
+
 /// How the rows of a tensor fall into groups: sorted by group, on the host, because the shapes of products depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Groups {
@@ -41,6 +43,11 @@ impl Groups {
         self.bounds[self.len()]
     }
 
+    /// Rows of each group.
+    pub fn counts(&self) -> Vec<usize> {
+        self.bounds.windows(2).map(|bounds| bounds[1] - bounds[0]).collect()
+    }
+
     /// Group and rows of each group that has any.
     pub fn iter(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
         self.bounds
@@ -51,13 +58,19 @@ impl Groups {
     }
 }
 
-/// `y[i] = x[i]·W[g(i)]ᵀ`, where `g(i)` is the group of row `i`.
+/// `y[i] = x[i]·W[g]ᵀ + scale·(drop(x[i])·A[g]ᵀ)·B[g]ᵀ`, where `g` is the group of row `i`.
 ///
-/// `x` is `[R, in]`, `weight` `[G, out, in]`; the result is `[R, out]`. One product a group that has rows, so the cost
-/// follows the rows and not the number of groups.
+/// `x` is `[R, in]`, `weight` `[G, out, in]`, an adapter's A `[G, r, in]` and B `[G, out, r]`; the result is `[R, out]`.
+/// One product a group that has rows, and two more with an adapter, so the cost follows the rows and not the number of
+/// groups.
 ///
-/// Kept for backward: the weight, and `x` only where the weight is trained.
-pub fn grouped_linear(x: &Tensor<2>, weight: &Tensor<3>, groups: &Arc<Groups>) -> Tensor<2> {
+/// Kept for backward: the weight, `drop(x)·Aᵀ`, and `x` only where the weight or A is trained.
+pub fn grouped_linear(
+    x: &Tensor<2>,
+    weight: &Tensor<3>,
+    groups: &Arc<Groups>,
+    adapter: Option<&Adapter<3>>,
+) -> Tensor<2> {
     let ([rows, inputs], [count, outputs, weight_inputs]) = (x.dims(), weight.dims());
     assert_eq!(inputs, weight_inputs, "grouped_linear: x is [{rows}, {inputs}], a weight [{outputs}, {weight_inputs}]");
     assert!(
@@ -67,11 +80,21 @@ pub fn grouped_linear(x: &Tensor<2>, weight: &Tensor<3>, groups: &Arc<Groups>) -
         groups.rows()
     );
     assert_eq!(x.dtype(), weight.dtype(), "grouped_linear: x and weight must have one dtype");
+    if let Some(adapter) = adapter {
+        let ([a_count, rank, a_inputs], [b_count, b_outputs, b_rank]) = (adapter.a.dims(), adapter.b.dims());
+        assert!(
+            (a_count, b_count) == (count, count) && a_inputs == inputs && b_outputs == outputs && rank == b_rank,
+            "grouped_linear: adapter {:?} and {:?} on a weight {:?}",
+            adapter.a.dims(),
+            adapter.b.dims(),
+            weight.dims()
+        );
+    }
     #[cfg(feature = "cpu")]
-    if let Some(y) = flex::grouped_linear(x, weight, groups) {
+    if let Some(y) = flex::grouped_linear(x, weight, groups, adapter) {
         return y;
     }
-    reference::grouped_linear(x, weight, groups)
+    reference::grouped_linear(x, weight, groups, adapter)
 }
 
 #[cfg(all(test, feature = "cpu"))]

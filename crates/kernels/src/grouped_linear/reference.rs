@@ -3,9 +3,22 @@
 use burn::Tensor;
 
 use super::Groups;
+use crate::Adapter;
 
 /// [`crate::grouped_linear`] in plain tensor operations: a product a group.
-pub fn grouped_linear(x: &Tensor<2>, weight: &Tensor<3>, groups: &Groups) -> Tensor<2> {
+pub fn grouped_linear(x: &Tensor<2>, weight: &Tensor<3>, groups: &Groups, adapter: Option<&Adapter<3>>) -> Tensor<2> {
+    let y = products(x, weight, groups);
+    let Some(Adapter { a, b, scale, dropout }) = adapter else { return y };
+    let dtype = x.dtype();
+    let dropped = match dropout {
+        Some(dropout) => x.clone() * dropout.mask(x.dims(), &x.device().without_autodiff()).cast(dtype),
+        None => x.clone(),
+    };
+    let low = products(&dropped, &a.clone().cast(dtype), groups);
+    y + products(&low, &b.clone().cast(dtype), groups) * *scale
+}
+
+fn products(x: &Tensor<2>, weight: &Tensor<3>, groups: &Groups) -> Tensor<2> {
     let [_, outputs, inputs] = weight.dims();
     let parts: Vec<Tensor<2>> = groups
         .iter()

@@ -11,7 +11,7 @@ use super::Adapter;
 use crate::Dropout;
 use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
 use crate::cpu::product::{Matrix, Threads, product};
-use crate::cpu::rows::{for_blocks, sum_rows};
+use crate::cpu::rows::{dropped, for_blocks, sum_rows};
 use crate::cpu::vector;
 
 /// `None` when an operand is not an f32 tensor on burn-flex, or a matrix with a reversed axis.
@@ -48,7 +48,7 @@ pub(super) fn linear(
         match dropout {
             None => product(&mut values, x_TI, a_RI.transposed(), 1.0, false, Threads::Pool),
             Some(dropout) => {
-                let dropped = dropped(x, *dropout);
+                let dropped = dropped(slice(&contiguous(x.clone())), *dropout);
                 let dropped_TI = Matrix::dense(&dropped, tokens, x_TI.columns());
                 product(&mut values, dropped_TI, a_RI.transposed(), 1.0, false, Threads::Pool);
             }
@@ -59,17 +59,6 @@ pub(super) fn linear(
     let needs_x = parents[1].tracked() || parents[3].tracked();
     let (x, weight) = (needs_x.then(|| x.clone()), weight.clone());
     Some(record(Step, parents, from_vec(y, [tokens, outputs]), || Saved { x, weight, low }))
-}
-
-/// `x ⊙ mask`, in C order.
-fn dropped(x: &FlexTensor, dropout: Dropout) -> Vec<f32> {
-    let x = contiguous(x.clone());
-    let x = slice(&x);
-    let mut dropped = vec![0.0; x.len()];
-    for_blocks(&mut dropped, 1, |first, block| {
-        vector::drop(block, &x[first..first + block.len()], dropout, first as u64);
-    });
-    dropped
 }
 
 #[derive(Debug)]
@@ -138,7 +127,7 @@ impl Backward<Flex, 5> for Step {
                 let dlow_TR = Matrix::dense(&dlow, tokens, rank);
                 if let Some(node) = a_node {
                     let mut da = vec![0.0; rank * inputs];
-                    let dropped = low.dropout.map(|dropout| dropped(saved.x(), dropout));
+                    let dropped = low.dropout.map(|dropout| dropped(slice(&contiguous(saved.x().clone())), dropout));
                     let x_TI = match &dropped {
                         Some(dropped) => Matrix::dense(dropped, tokens, inputs),
                         None => matrix(saved.x()),

@@ -11,13 +11,13 @@ use burn::Tensor;
 
 use crate::Dropout;
 
-/// A low-rank adapter of a linear map.
+/// A low-rank adapter of a linear map, or with three axes of one map a group.
 #[derive(Clone, Debug)]
-pub struct Adapter {
-    /// Down projection `[r, in]`.
-    pub a: Tensor<2>,
-    /// Up projection `[out, r]`.
-    pub b: Tensor<2>,
+pub struct Adapter<const D: usize = 2> {
+    /// Down projection `[r, in]`, or `[groups, r, in]`.
+    pub a: Tensor<D>,
+    /// Up projection `[out, r]`, or `[groups, out, r]`.
+    pub b: Tensor<D>,
     /// Factor of the adapter's output: `alpha/r`, or `alpha/√r` for rank-stabilised adapters.
     pub scale: f32,
     /// Dropout on the adapter's input; the base always sees all of `x`.

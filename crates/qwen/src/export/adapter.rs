@@ -8,16 +8,14 @@ use std::{
 
 use qwen_tune_weights::{
     Dtype,
-    peft::{Adapter, AdapterConfig, LoraPair},
+    peft::{Adapter, AdapterConfig, LoraPair, TargetModules},
 };
 
 use super::ExportError;
-use crate::{ModelDir, targets::nearest};
+use crate::{Matrices, ModelDir, Part, Role, TensorSpec, targets::nearest};
 
-/// The configuration of an adapter on these modules of the inventory.
-///
-/// `target_modules` are last parts of paths where that names exactly these modules, as most readers expect; whole paths
-/// otherwise. `base` is what users of the adapter know the base by.
+/// The configuration of an adapter on these modules of the inventory. `base` is what users of the adapter know the base
+/// by.
 pub fn adapter_config(
     model: &ModelDir,
     base: Option<String>,
@@ -25,35 +23,82 @@ pub fn adapter_config(
     alpha: f64,
     modules: &[String],
 ) -> AdapterConfig {
+    let mut config = AdapterConfig::new(base, rank, alpha, Vec::new());
+    name_targets(&mut config, model, modules);
+    config
+}
+
+/// Writes down which modules of the inventory PEFT has to wrap.
+///
+/// Linear layers are `target_modules`: last parts of paths where those name exactly these modules, as most readers expect,
+/// and whole paths otherwise. What a mixture of experts is made of is `target_parameters`: the experts' matrices lie in
+/// tensors of their own, and names such as `gate_proj` in `target_modules` mean routed experts to PEFT in some families,
+/// wherever they stand.
+fn name_targets(config: &mut AdapterConfig, model: &ModelDir, modules: &[String]) {
     let chosen: BTreeSet<&str> = modules.iter().map(String::as_str).collect();
-    let mut by_leaf: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for module in model.inventory.iter().filter_map(|tensor| tensor.module.as_deref()) {
-        by_leaf.entry(leaf(module)).or_default().push(module);
-    }
-    let mut targets: Vec<String> = Vec::new();
-    for module in modules {
-        let whole = by_leaf.get(leaf(module)).is_some_and(|all| all.iter().all(|one| chosen.contains(one)));
-        // A leaf of a passenger, such as a vision tower, would be wrapped by PEFT too.
-        let elsewhere = model.passengers.iter().any(|tensor| tensor.ends_with(&format!(".{}.weight", leaf(module))));
-        let target = if whole && !elsewhere { leaf(module).to_owned() } else { model.peft_module(module) };
-        if !targets.contains(&target) {
-            targets.push(target);
+    let is_sparse = model.inventory.iter().any(|tensor| tensor.role == Role::Experts);
+    let target = |tensor: &TensorSpec, module: &str| -> (bool, String, String) {
+        match tensor.role {
+            Role::Linear(Part::Mlp) if is_sparse => {
+                (true, format!("{}.weight", in_layer(module)), format!("{module}.weight"))
+            }
+            Role::Router | Role::SharedGate => {
+                (true, format!("{}.weight", in_layer(module)), format!("{module}.weight"))
+            }
+            Role::Experts => (true, in_layer(module).to_owned(), module.to_owned()),
+            _ => (false, leaf(module).to_owned(), module.to_owned()),
+        }
+    };
+    let mut by_name: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for tensor in &model.inventory {
+        if let Some(module) = tensor.module.as_deref() {
+            by_name.entry(target(tensor, module).1).or_default().push(module);
         }
     }
-    AdapterConfig::new(base, rank, alpha, targets)
+    let (mut layers, mut parameters): (Vec<String>, Vec<String>) = Default::default();
+    for (tensor, module) in model.inventory.iter().filter_map(|tensor| Some((tensor, tensor.module.as_deref()?))) {
+        if !chosen.contains(module) {
+            continue;
+        }
+        let (is_parameter, name, whole) = target(tensor, module);
+        let all = by_name.get(&name).is_some_and(|all| all.iter().all(|one| chosen.contains(one)));
+        // A namesake among the passengers, such as a vision tower's, would be wrapped by PEFT too.
+        let stored = if is_parameter { format!(".{name}") } else { format!(".{name}.weight") };
+        let elsewhere = model.passengers.iter().any(|tensor| tensor.ends_with(&stored));
+        let target = if all && !elsewhere { name } else { model.peft_module(&whole) };
+        let list = if is_parameter { &mut parameters } else { &mut layers };
+        if !list.contains(&target) {
+            list.push(target);
+        }
+    }
+    config.target_modules = Some(TargetModules::List(layers));
+    config.target_parameters = (!parameters.is_empty()).then_some(parameters);
 }
 
 /// The adapter for this base, with module paths as the base's class has them. Modules that do not fit are all reported.
 pub fn fit_adapter(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Vec<ExportError>> {
-    let mut renamed = adapter.clone();
+    let mut fitted = adapter.clone();
     let mut faults = Vec::new();
-    for pair in &mut renamed.pairs {
+    let mut modules = Vec::new();
+    for pair in &mut fitted.pairs {
         match check_pair(model, pair) {
-            Ok(module) => pair.module = model.peft_module(&module),
+            Ok(tensor) => {
+                let module = tensor.module.as_deref().unwrap_or_default();
+                pair.module = model.peft_module(module);
+                modules.push(module.to_owned());
+            }
             Err(fault) => faults.push(fault),
         }
     }
-    if faults.is_empty() { Ok(renamed) } else { Err(faults) }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    // Adapters of single experts were joined when they were read; the configuration speaks of them as they were.
+    if model.inventory.iter().any(|tensor| tensor.role == Role::Experts) {
+        name_targets(&mut fitted.config, model, &modules);
+        fitted.state_ranks().map_err(|error| vec![error.into()])?;
+    }
+    Ok(fitted)
 }
 
 /// Writes [`fit_adapter`] as a new directory, which appears when it is whole.
@@ -61,14 +106,17 @@ pub fn save_adapter(model: &ModelDir, adapter: &Adapter, out: &Path, dtype: Dtyp
     fit_adapter(model, adapter)?.write(out, dtype).map_err(|error| vec![error.into()])
 }
 
-/// The module of the inventory that a pair adapts, if it fits.
-pub(crate) fn check_pair(model: &ModelDir, pair: &LoraPair) -> Result<String, ExportError> {
-    let Some(module) = model.module_of_peft(&pair.module) else {
-        let known = model.inventory.iter().filter_map(|tensor| tensor.module.as_deref());
+/// The tensor of the inventory that a pair adapts, if it fits.
+pub fn check_pair<'a>(model: &'a ModelDir, pair: &LoraPair) -> Result<&'a TensorSpec, ExportError> {
+    let name = model.module_of_peft(&pair.module);
+    let known = || model.inventory.iter().filter(|tensor| tensor.matrices().is_some());
+    let Some(tensor) = known().find(|tensor| tensor.module.as_deref() == name && name.is_some()) else {
         let bare = pair.module.strip_prefix("model.").unwrap_or(&pair.module);
-        return Err(ExportError::UnknownModule { module: pair.module.clone(), near: nearest(bare, known, 3) });
+        let near = nearest(bare, known().filter_map(|tensor| tensor.module.as_deref()), 3);
+        return Err(ExportError::UnknownModule { module: pair.module.clone(), near });
     };
-    let (expected_a, expected_b) = (pair.rank * pair.in_features, pair.out_features * pair.rank);
+    let (expected_a, expected_b) =
+        (pair.experts * pair.rank * pair.in_features, pair.experts * pair.out_features * pair.rank);
     if (pair.a.len(), pair.b.len()) != (expected_a, expected_b) {
         return Err(ExportError::WrongModuleData {
             module: pair.module.clone(),
@@ -78,18 +126,22 @@ pub(crate) fn check_pair(model: &ModelDir, pair: &LoraPair) -> Result<String, Ex
             expected_b,
         });
     }
-    let weight = format!("{module}.weight");
-    let base = model.inventory.iter().find(|tensor| tensor.name == weight).map(|tensor| tensor.shape.clone());
-    match base {
-        Some(base) if base == [pair.out_features, pair.in_features] => Ok(module.to_owned()),
+    let found = Matrices { count: pair.experts, rows: pair.out_features, columns: pair.in_features };
+    match tensor.matrices() {
+        Some(base) if base == found => Ok(tensor),
         base => Err(ExportError::WrongModuleShape {
             module: pair.module.clone(),
-            adapter: (pair.out_features, pair.in_features),
-            base: base.unwrap_or_default(),
+            adapter: found,
+            base: base.unwrap_or(Matrices { count: 0, rows: 0, columns: 0 }),
         }),
     }
 }
 
 fn leaf(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
+}
+
+/// The path inside its layer: `layers.3.mlp.gate` to `mlp.gate`.
+fn in_layer(module: &str) -> &str {
+    module.splitn(3, '.').nth(2).unwrap_or(module)
 }

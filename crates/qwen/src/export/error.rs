@@ -3,6 +3,7 @@
 use qwen_tune_weights::{WeightError, peft::AdapterError};
 
 use super::ExportKind;
+use crate::Matrices;
 
 /// Why an export failed, or one thing that is wrong with what was to be exported.
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +41,14 @@ pub enum ExportError {
     },
 
     /// An adapted module of another shape.
-    #[error("the adapter of `{module}` is [{}, {}] (out, in); the base has {base:?}", adapter.0, adapter.1)]
+    #[error("the adapter of `{module}` is {adapter} (out, in); the base has {base}")]
     WrongModuleShape {
         /// The module.
         module: String,
-        /// Rows of B, columns of A.
-        adapter: (usize, usize),
-        /// Shape of the base's weight.
-        base: Vec<usize>,
+        /// Its rows and columns.
+        adapter: Matrices,
+        /// Those of the base's weight.
+        base: Matrices,
     },
 
     /// Factors whose lengths are not what their shape says.

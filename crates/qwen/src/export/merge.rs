@@ -148,8 +148,8 @@ impl MergedRows<'_> {
                 Some(Update::Part { source, whole, start }) => {
                     decode_range(*source, &whole.name, start + elements.start..start + elements.end, values)?;
                 }
-                Some(Update::Lora(pair)) => {
-                    let row = elements.start / pair.in_features;
+                Some(Update::Lora { pair, first }) => {
+                    let row = first + elements.start / pair.in_features;
                     decode_range(&self.model.checkpoint, &part.name, elements, values)?;
                     add_rows(values, row, pair);
                 }
@@ -183,7 +183,11 @@ fn decode_range(
 /// How one stored tensor changes.
 #[derive(Clone, Copy)]
 enum Update<'a> {
-    Lora(&'a LoraPair),
+    /// `first` is the first row of the stored matrix among the rows of all the pair's matrices.
+    Lora {
+        pair: &'a LoraPair,
+        first: usize,
+    },
     Full {
         source: &'a dyn TensorSource,
         name: &'a str,
@@ -200,7 +204,7 @@ impl Update<'_> {
     /// The new bytes, in the stored type.
     fn apply(&self, info: &TensorInfo, stored: &[u8]) -> Result<Vec<u8>, WeightError> {
         match self {
-            Update::Lora(pair) => add_product(info, stored, pair),
+            Update::Lora { pair, first } => add_product(info, stored, pair, *first),
             Update::Full { source, name } => match source.info(name) {
                 Some(new) if new.dtype == info.dtype => Ok(source.read(name)?.into_owned()),
                 _ => encoding::encode(info, &source.read_f32(name)?),
@@ -221,8 +225,9 @@ impl Update<'_> {
     }
 }
 
-/// `W + s·(B·A)`, where the stored bytes of W are `[out, in]`.
-fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair) -> Result<Vec<u8>, WeightError> {
+/// `W + s·(B·A)`, where the stored bytes are rows of W `[out, in]`, or of one such matrix after another, each with its own
+/// A; `first` counts the rows before them.
+fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair, first: usize) -> Result<Vec<u8>, WeightError> {
     let columns = pair.in_features;
     let row_bytes = columns * info.dtype.size();
     let mut merged = vec![0; stored.len()];
@@ -233,24 +238,25 @@ fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair) -> Result<Vec<
         |(block, (merged, stored))| {
             let mut weights = vec![0.0; stored.len() / info.dtype.size()];
             encoding::decode_into(info, stored, &mut weights)?;
-            add_rows(&mut weights, block * ROWS, pair);
+            add_rows(&mut weights, first + block * ROWS, pair);
             encoding::encode_into(info, &weights, merged)
         },
     )?;
     Ok(merged)
 }
 
-/// Adds `s·(B·A)` to some whole rows of W, of which `first` is the first.
+/// Adds `s·(B·A)` to some whole rows, of which `first` is the first among the rows of all the pair's matrices.
 fn add_rows(weights: &mut [f32], first: usize, pair: &LoraPair) {
     let columns = pair.in_features;
     let b = &pair.b[first * pair.rank..][..weights.len() / columns * pair.rank];
     let mut product = [0.0; COLUMNS];
     for start in (0..columns).step_by(COLUMNS) {
         let end = columns.min(start + COLUMNS);
-        for (weights, b) in weights.chunks_mut(columns).zip(b.chunks(pair.rank)) {
+        for (index, (weights, b)) in weights.chunks_mut(columns).zip(b.chunks(pair.rank)).enumerate() {
             let product = &mut product[..end - start];
             product.fill(0.0);
-            for (rows, factors) in pair.a.chunks(4 * columns).zip(b.chunks(4)) {
+            let a = &pair.a[(first + index) / pair.out_features * pair.rank * columns..][..pair.rank * columns];
+            for (rows, factors) in a.chunks(4 * columns).zip(b.chunks(4)) {
                 accumulate(product, rows, factors, columns, start..end);
             }
             for (weight, product) in weights[start..end].iter_mut().zip(product) {
@@ -291,7 +297,11 @@ impl<'a> Updates<'a> {
 
     fn add_pair(&mut self, pair: &'a LoraPair) {
         match super::adapter::check_pair(self.model, pair) {
-            Ok(module) => self.insert(self.model.tensor_name(&format!("{module}.weight")), Update::Lora(pair)),
+            Ok(tensor) => {
+                for part in self.model.parts(tensor) {
+                    self.insert(part.name, Update::Lora { pair, first: part.start / pair.in_features });
+                }
+            }
             Err(fault) => self.faults.push(fault),
         }
     }

@@ -10,7 +10,7 @@ use qwen_tune_weights::{
 
 use super::*;
 use crate::{
-    LayerFilter, LoraTargets, ModelDir,
+    LayerFilter, LoraTargets, ModelDir, Switches,
     fixture::{Fixture, noise, stored, values},
 };
 
@@ -25,6 +25,7 @@ fn pair(model: &ModelDir, module: &str, rank: usize, scale: f32) -> LoraPair {
         rank,
         in_features,
         out_features,
+        experts: 1,
         scale,
     }
 }
@@ -36,7 +37,7 @@ fn adapter(model: &ModelDir, modules: &[String], rank: usize) -> Adapter {
 }
 
 fn all_linear(model: &ModelDir) -> Vec<String> {
-    LoraTargets::default().resolve(&model.inventory, &LayerFilter::All).unwrap()
+    LoraTargets::default().resolve(Switches::default(), &model.inventory, &LayerFilter::All).unwrap()
 }
 
 /// `W + s·B·A` in f64.

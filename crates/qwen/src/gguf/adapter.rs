@@ -12,24 +12,29 @@ use qwen_tune_weights::{WeightError, Written};
 use super::about::{self, About};
 use super::layout::{Layout, Numbers, Piece};
 use super::{Architecture, GgufError};
-use crate::{ModelDir, export};
+use crate::{ModelDir, Role, export};
 
-/// The two factors of one tensor of the file.
+/// The two factors of one tensor of the file, or of each of the experts in it.
 struct Factors {
     /// Name of the base's tensor in the file.
     name: String,
-    /// `[rank, in]`.
+    /// `[experts, rank, in]`.
     a: Vec<f32>,
-    /// `[out, rank]`, scaled so that the file's one alpha is right.
+    /// `[experts, out, rank]`, scaled so that the file's one alpha is right.
     b: Vec<f32>,
+    /// None where the base's tensor is one matrix.
+    experts: Option<usize>,
     rank: usize,
 }
 
 impl Factors {
     fn tensors(&self) -> [(GgufTensor, &[f32]); 2] {
-        let named =
-            |end: &str, shape: [usize; 2]| GgufTensor::new(format!("{}.{end}", self.name), shape, TensorType::F32);
-        let (columns, rows) = (self.a.len() / self.rank, self.b.len() / self.rank);
+        let named = |end: &str, matrix: [usize; 2]| {
+            let shape: Vec<usize> = self.experts.into_iter().chain(matrix).collect();
+            GgufTensor::new(format!("{}.{end}", self.name), shape, TensorType::F32)
+        };
+        let ranks = self.experts.unwrap_or(1) * self.rank;
+        let (columns, rows) = (self.a.len() / ranks, self.b.len() / ranks);
         [(named("lora_a", [self.rank, columns]), &self.a), (named("lora_b", [rows, self.rank]), &self.b)]
     }
 }
@@ -105,19 +110,19 @@ impl Alpha {
 }
 
 fn factors(model: &ModelDir, layout: &Layout, pair: &LoraPair, alpha: &Alpha) -> Result<Vec<Factors>, GgufError> {
-    let module = export::check_pair(model, pair)?;
-    let tensor = model.inventory.iter().find(|tensor| tensor.module.as_deref() == Some(module.as_str()));
-    let tensor = tensor.expect("invariant: a module of the inventory has a matrix");
+    let tensor = export::check_pair(model, pair)?;
     let scale = alpha.left_over(pair);
+    let experts = (tensor.role == Role::Experts).then_some(pair.experts);
     let pieces = layout.of(&tensor.name);
-    Ok(pieces.map(|piece| of_piece(piece, pair, scale)).collect())
+    Ok(pieces.map(|piece| of_piece(piece, pair, experts, scale)).collect())
 }
 
-fn of_piece(piece: &Piece, pair: &LoraPair, scale: f32) -> Factors {
-    debug_assert_eq!(piece.numbers, Numbers::Same, "invariant: the numbers of a linear layer are kept");
+/// Rows of B are those of all experts, one expert after another, as rows of the base's tensor are.
+fn of_piece(piece: &Piece, pair: &LoraPair, experts: Option<usize>, scale: f32) -> Factors {
+    debug_assert_eq!(piece.numbers, Numbers::Same, "invariant: the numbers of a matrix are kept");
     let mut a = pair.a.clone();
     piece.arrange_columns(&mut a);
     let rows = piece.rows.indices().flat_map(|row| &pair.b[row * pair.rank..][..pair.rank]);
     let b = rows.map(|value| value * scale).collect();
-    Factors { name: piece.name.clone(), a, b, rank: pair.rank }
+    Factors { name: piece.name.clone(), a, b, experts, rank: pair.rank }
 }

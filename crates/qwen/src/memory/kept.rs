@@ -36,7 +36,7 @@ pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], 
         FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", &learns),
         FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, &learns),
     };
-    let middles: u64 = tensors.iter().map(|tensor| learned.rank_of(tensor)).sum();
+    let middles: u64 = tensors.iter().map(|tensor| learned.middles_of(layer, tensor)).sum();
     2 * (hidden + 1) + mixer + ffn + middles
 }
 
@@ -77,11 +77,13 @@ fn kept_by_mlp(hidden: u64, inner: u64, part: &str, learns: &Learns<'_>) -> u64 
 fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> u64 {
     let (active, inner) = (spec.active as u64, spec.inner as u64);
     let shared = spec.shared.map_or(0, |inner| kept_by_mlp(0, inner as u64, "shared_expert", learns) + hidden + 1);
+    let [of_router, of_shared] = [("mlp", ["gate", "shared_expert_gate"]), ("shared_expert", ["gate_proj", "up_proj"])]
+        .map(|(part, leaves)| learns.input_of(part, &leaves, hidden));
     2 * spec.experts as u64
         + active * (2 * inner + hidden + 2)
         + learns.input_of("experts", &["gate_up_proj"], active * hidden)
         + learns.input_of("experts", &["down_proj"], active * inner)
-        + learns.input_of("shared_expert", &["gate_proj", "up_proj"], hidden)
+        + of_router.max(of_shared)
         + shared
 }
 

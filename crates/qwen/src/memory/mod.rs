@@ -12,7 +12,7 @@ pub use flops::{FlopInput, Flops, flops};
 pub use kept::kept_by_layer;
 use kept::passing;
 
-use crate::{DecoderSpec, FfnSpec, HeadSpec, Role, TensorSpec};
+use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, Role, TensorSpec};
 
 /// Numbers of the model's own weights.
 pub fn parameters(inventory: &[TensorSpec]) -> u64 {
@@ -27,13 +27,11 @@ pub fn product_parameters(spec: &DecoderSpec, inventory: &[TensorSpec]) -> u64 {
 
 /// Numbers of a tensor that a token is multiplied with, the head left out.
 fn product_numbers(spec: &DecoderSpec, tensor: &TensorSpec) -> u64 {
-    match (tensor.role, tensor.layer.map(|layer| &spec.layers[layer].ffn)) {
-        (Role::Linear(_) | Role::Router | Role::SharedGate, _) => tensor.elements(),
-        (Role::Experts, Some(FfnSpec::Sparse(sparse))) => {
-            tensor.elements() / sparse.experts as u64 * sparse.active as u64
-        }
-        _ => 0,
+    if tensor.matrices().is_none() {
+        return 0;
     }
+    let (active, all) = ways(tensor.layer.map(|layer| &spec.layers[layer]), tensor);
+    tensor.elements() / all * active
 }
 
 /// Numbers of the model that take part in the forward pass of one token.
@@ -74,7 +72,7 @@ impl Learned {
     pub fn numbers_of(&self, tensor: &TensorSpec) -> u64 {
         match self {
             Self::Adapters { modules, rank } => match &tensor.module {
-                Some(module) if modules.contains(module) => *rank as u64 * width(tensor),
+                Some(module) if modules.contains(module) => *rank as u64 * widths(tensor),
                 _ => 0,
             },
             Self::Base(names) if names.contains(&tensor.name) => tensor.elements(),
@@ -95,13 +93,26 @@ impl Learned {
         }
     }
 
-    /// Rank of a tensor's adapter, 0 without one.
-    fn rank_of(&self, tensor: &TensorSpec) -> u64 {
+    /// Numbers between A and B of a token's way through a tensor's adapter: its rank, for each expert that the token goes
+    /// through.
+    fn middles_of(&self, spec: &LayerSpec, tensor: &TensorSpec) -> u64 {
         match self {
             Self::Adapters { modules, rank } if tensor.module.as_ref().is_some_and(|m| modules.contains(m)) => {
-                *rank as u64
+                *rank as u64 * ways(Some(spec), tensor).0
             }
             _ => 0,
+        }
+    }
+
+    /// Numbers of adapters that a token is multiplied with.
+    fn adapter_products(&self, spec: &DecoderSpec, inventory: &[TensorSpec]) -> u64 {
+        let part = |tensor: &TensorSpec| {
+            let (active, all) = ways(tensor.layer.map(|layer| &spec.layers[layer]), tensor);
+            self.numbers_of(tensor) / all * active
+        };
+        match self {
+            Self::Adapters { .. } => inventory.iter().map(part).sum(),
+            Self::Base(_) => 0,
         }
     }
 }
@@ -227,9 +238,17 @@ fn lowest_trained(inventory: &[TensorSpec], learned: &Learned) -> Option<usize> 
     trained.filter_map(|tensor| if tensor.role == Role::Embedding { Some(0) } else { tensor.layer }).min()
 }
 
-/// Rows and columns of a matrix together.
-fn width(tensor: &TensorSpec) -> u64 {
-    tensor.shape.iter().map(|&extent| extent as u64).sum()
+/// Rows and columns of all matrices of a tensor together.
+fn widths(tensor: &TensorSpec) -> u64 {
+    tensor.matrices().map_or(0, |all| all.count as u64 * (all.rows + all.columns) as u64)
+}
+
+/// Of the matrices of a tensor, how many a token is multiplied with, and how many there are.
+fn ways(layer: Option<&LayerSpec>, tensor: &TensorSpec) -> (u64, u64) {
+    match (tensor.role, layer.map(|layer| &layer.ffn)) {
+        (Role::Experts, Some(FfnSpec::Sparse(sparse))) => (sparse.active as u64, sparse.experts as u64),
+        _ => (1, 1),
+    }
 }
 
 #[cfg(test)]

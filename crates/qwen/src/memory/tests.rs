@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::{LayerFilter, LoraTargets, MixerSpec, family, inventory};
+use crate::{LayerFilter, LoraTargets, MixerSpec, Switches, family, inventory};
 
 struct Model {
     spec: DecoderSpec,
@@ -29,7 +29,7 @@ fn model(
     });
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
-    let modules = LoraTargets::default().resolve(&inventory, &LayerFilter::All).unwrap();
+    let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
     let learned = Learned::Adapters { modules: modules.into_iter().collect(), rank: 16 };
     Model { spec, inventory, learned }
 }

@@ -118,20 +118,64 @@ pub enum TargetError {
     #[error("the list of targets is empty; \"all-linear\" adapts every linear layer")]
     Empty,
 
+    /// A switch for parts that the model does not have.
+    #[error("`{key} = true`, but this model has no {what}")]
+    NothingToSwitch {
+        /// The switch.
+        key: &'static str,
+        /// What it adapts.
+        what: &'static str,
+    },
+
     /// A filter that names layers the model does not have.
     #[error(transparent)]
     Layers(#[from] LayerError),
 }
 
+/// Parts of a mixture of experts that no target names: each has a switch of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Switches {
+    /// The routed experts, each with an adapter of its own.
+    pub experts: bool,
+    /// The routers, and the gates of shared experts.
+    pub router: bool,
+}
+
+impl Switches {
+    const ALL: [(&'static str, &'static str, fn(Switches) -> bool, fn(Role) -> bool); 2] = [
+        ("experts", "routed experts", |switches| switches.experts, |role| role == Role::Experts),
+        ("router", "routers", |switches| switches.router, |role| matches!(role, Role::Router | Role::SharedGate)),
+    ];
+
+    fn any(self) -> bool {
+        self != Self::default()
+    }
+}
+
 impl LoraTargets {
-    /// The modules meant, in the order of the model and each once. Every target that cannot be adapted is reported.
-    pub fn resolve(&self, inventory: &[TensorSpec], layers: &LayerFilter) -> Result<Vec<String>, Vec<TargetError>> {
+    /// The modules meant, those that are switched on included, in the order of the model and each once. Every target that
+    /// cannot be adapted is reported.
+    pub fn resolve(
+        &self,
+        switches: Switches,
+        inventory: &[TensorSpec],
+        layers: &LayerFilter,
+    ) -> Result<Vec<String>, Vec<TargetError>> {
         let count = inventory.iter().filter_map(|tensor| tensor.layer).max().map_or(0, |last| last + 1);
         let chosen = layers.resolve(count).map_err(|error| vec![error.into()])?;
         let inside = |tensor: &TensorSpec| tensor.layer.is_none_or(|layer| chosen.contains(&layer));
         let mut faults = Vec::new();
         let mut picked = BTreeSet::new();
-        for (pattern, matches) in self.matches(inventory, &mut faults) {
+        let mut found = self.matches(switches, inventory, &mut faults);
+        for (key, what, _, holds) in Switches::ALL.into_iter().filter(|(_, _, is_on, _)| is_on(switches)) {
+            let matches: Vec<usize> = (0..inventory.len()).filter(|&index| holds(inventory[index].role)).collect();
+            if matches.is_empty() {
+                faults.push(TargetError::NothingToSwitch { key, what });
+            } else {
+                found.push((key.to_owned(), matches));
+            }
+        }
+        for (pattern, matches) in found {
             let before = picked.len();
             picked.extend(matches.iter().copied().filter(|&index| inside(&inventory[index])));
             let none_inside = !matches.iter().any(|&index| inside(&inventory[index]));
@@ -146,9 +190,14 @@ impl LoraTargets {
     }
 
     /// For each target the indices of the adaptable tensors it matches; never empty ones.
-    fn matches(&self, inventory: &[TensorSpec], faults: &mut Vec<TargetError>) -> Vec<(String, Vec<usize>)> {
+    fn matches(
+        &self,
+        switches: Switches,
+        inventory: &[TensorSpec],
+        faults: &mut Vec<TargetError>,
+    ) -> Vec<(String, Vec<usize>)> {
         let adaptable = |test: &dyn Fn(&TensorSpec) -> bool| -> Vec<usize> {
-            let is_meant = |tensor: &TensorSpec| tensor.adaptable && test(tensor);
+            let is_meant = |tensor: &TensorSpec| is_target(tensor) && test(tensor);
             inventory.iter().enumerate().filter(|(_, tensor)| is_meant(tensor)).map(|(index, _)| index).collect()
         };
         match self {
@@ -156,7 +205,7 @@ impl LoraTargets {
                 vec![(group.to_string(), adaptable(&|tensor| group.holds(tensor.role)))]
             }
             LoraTargets::Names(names) => {
-                if names.is_empty() {
+                if names.is_empty() && !switches.any() {
                     faults.push(TargetError::Empty);
                 }
                 let mut found = Vec::new();
@@ -182,9 +231,14 @@ impl LoraTargets {
     }
 }
 
+/// Whether a target can name it.
+fn is_target(tensor: &TensorSpec) -> bool {
+    matches!(tensor.role, Role::Linear(_))
+}
+
 /// Why a pattern found nothing to adapt.
 fn explain(name: &str, pattern: &Pattern, inventory: &[TensorSpec]) -> TargetError {
-    for tensor in inventory.iter().filter(|tensor| !tensor.adaptable) {
+    for tensor in inventory.iter().filter(|tensor| !is_target(tensor)) {
         let path = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
         if pattern.matches(path) {
             return TargetError::NotAdaptable {
@@ -193,8 +247,8 @@ fn explain(name: &str, pattern: &Pattern, inventory: &[TensorSpec]) -> TargetErr
                 reason: match tensor.role {
                     Role::Head => "an adapter on the head would have to be evaluated for the whole vocabulary",
                     Role::Embedding => "adapters on embeddings are not there yet",
-                    Role::Experts => "adapters on routed experts are not there yet",
-                    Role::Router | Role::SharedGate => "adapters on routers are not there yet",
+                    Role::Experts => "routed experts are adapted by `experts = true`",
+                    Role::Router | Role::SharedGate => "routers are adapted by `router = true`",
                     _ => "it is not a linear layer",
                 },
             };
@@ -208,7 +262,7 @@ fn explain(name: &str, pattern: &Pattern, inventory: &[TensorSpec]) -> TargetErr
         };
     }
     // Leaf names first: they are what most people write.
-    let paths = inventory.iter().filter(|tensor| tensor.adaptable).filter_map(|tensor| tensor.module.as_deref());
+    let paths = inventory.iter().filter(|tensor| is_target(tensor)).filter_map(|tensor| tensor.module.as_deref());
     let mut candidates: Vec<&str> = Vec::new();
     for path in paths.clone() {
         let leaf = path.rsplit('.').next().unwrap_or(path);

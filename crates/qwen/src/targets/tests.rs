@@ -19,11 +19,11 @@ fn names(names: &[&str]) -> LoraTargets {
 }
 
 fn resolve(targets: &LoraTargets) -> Vec<String> {
-    targets.resolve(&model(false), &LayerFilter::All).unwrap()
+    targets.resolve(Switches::default(), &model(false), &LayerFilter::All).unwrap()
 }
 
 fn faults(targets: &LoraTargets, tied: bool, layers: &LayerFilter) -> Vec<String> {
-    targets.resolve(&model(tied), layers).unwrap_err().iter().map(ToString::to_string).collect()
+    targets.resolve(Switches::default(), &model(tied), layers).unwrap_err().iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn modules_come_once_and_in_the_models_order() {
 
 #[test]
 fn layers_limit_what_a_target_means() {
-    let modules = names(&["q_proj"]).resolve(&model(false), &LayerFilter::Range(1, 2)).unwrap();
+    let modules = names(&["q_proj"]).resolve(Switches::default(), &model(false), &LayerFilter::Range(1, 2)).unwrap();
     assert_eq!(modules, ["layers.1.self_attn.q_proj", "layers.2.self_attn.q_proj"]);
     assert_eq!(
         faults(&names(&["layers.0.*", "q_proj"]), false, &LayerFilter::List(vec![2])),
@@ -94,6 +94,42 @@ fn every_target_without_a_module_is_reported_with_near_misses() {
     assert_eq!(
         faults(&names(&[]), false, &LayerFilter::All),
         ["the list of targets is empty; \"all-linear\" adapts every linear layer"]
+    );
+}
+
+#[test]
+fn switches_add_experts_and_routers() {
+    let config = json!({
+        "model_type": "qwen2_moe", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "max_position_embeddings": 64,
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 10,
+        "norm_topk_prob": false, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    });
+    let sparse = inventory(&family::resolve(&config).unwrap());
+    let both = Switches { experts: true, router: true };
+    let chosen = |targets: &LoraTargets, switches| targets.resolve(switches, &sparse, &LayerFilter::Range(1, 1));
+    assert_eq!(
+        chosen(&names(&[]), both).unwrap(),
+        ["gate", "experts.gate_up_proj", "experts.down_proj", "shared_expert_gate"]
+            .map(|leaf| format!("layers.1.mlp.{leaf}"))
+    );
+    let experts = Switches { experts: true, router: false };
+    assert_eq!(chosen(&LoraTargets::default(), experts).unwrap().len(), 4 + 2 + 3);
+    assert_eq!(
+        chosen(&names(&["experts.down_proj", "gate"]), Switches::default())
+            .unwrap_err()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        [
+            "target `experts.down_proj` means `layers.0.mlp.experts.down_proj`, which takes no adapter: routed experts are adapted by `experts = true`",
+            "target `gate` means `layers.0.mlp.gate`, which takes no adapter: routers are adapted by `router = true`",
+        ]
+    );
+    let dense = LoraTargets::default().resolve(both, &model(false), &LayerFilter::All).unwrap_err();
+    assert_eq!(
+        dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["`experts = true`, but this model has no routed experts", "`router = true`, but this model has no routers"]
     );
 }
 

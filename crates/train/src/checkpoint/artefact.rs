@@ -67,9 +67,10 @@ impl Artefact {
                     module: format!("{prefix}{module}"),
                     a: host(&a.value),
                     b: host(&b.value),
-                    rank: a.shape[0],
-                    in_features: a.shape[1],
-                    out_features: b.shape[0],
+                    rank: a.shape[a.shape.len() - 2],
+                    in_features: a.shape[a.shape.len() - 1],
+                    out_features: b.shape[b.shape.len() - 2],
+                    experts: if a.shape.len() == 3 { a.shape[0] } else { 1 },
                     scale,
                 }
             })

@@ -1,8 +1,13 @@
 //! [`Adapter`]: an adapter directory in memory.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    path::Path,
+};
 
-use super::{AdapterConfig, AdapterError, config::Scaling, key, key::Key};
+use super::{AdapterConfig, AdapterError, config::Scaling, experts, key, key::Key};
 use crate::{
     Checkpoint, Dtype, Metadata, SafetensorsWriter, TensorInfo, TensorSink, TensorSource, WeightError,
     atomic::{self, AtomicDir},
@@ -26,14 +31,15 @@ pub struct Adapter {
     pub others: Vec<FullTensor>,
 }
 
-/// The two factors of one module.
+/// The two factors of one module, or of each of the experts whose matrices it holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraPair {
-    /// Path of the module in the model, such as `model.layers.0.self_attn.q_proj`.
+    /// Path of the module in the model, such as `model.layers.0.self_attn.q_proj`; of routed experts that of the tensor
+    /// with all their matrices, such as `model.layers.0.mlp.experts.down_proj`.
     pub module: String,
-    /// A `[rank, in_features]`, row after row.
+    /// A `[experts, rank, in_features]`, row after row.
     pub a: Vec<f32>,
-    /// B `[out_features, rank]`, row after row.
+    /// B `[experts, out_features, rank]`, row after row.
     pub b: Vec<f32>,
     /// The rank.
     pub rank: usize,
@@ -41,6 +47,8 @@ pub struct LoraPair {
     pub in_features: usize,
     /// Rows of B.
     pub out_features: usize,
+    /// How many matrices the module holds: 1 of a linear layer.
+    pub experts: usize,
     /// Factor on `B · A`.
     pub scale: f32,
 }
@@ -55,10 +63,12 @@ pub struct FullTensor {
 }
 
 impl LoraPair {
-    fn infos(&self, dtype: Dtype) -> [TensorInfo; 2] {
+    /// The two tensors of the pair under `path`.
+    fn infos(&self, path: &str, dtype: Dtype) -> [TensorInfo; 2] {
+        let ranks = self.experts * self.rank;
         [
-            TensorInfo::new(key::a(&self.module), dtype, [self.rank, self.in_features]),
-            TensorInfo::new(key::b(&self.module), dtype, [self.out_features, self.rank]),
+            TensorInfo::new(key::a(path), dtype, [ranks, self.in_features]),
+            TensorInfo::new(key::b(path), dtype, [self.out_features, ranks]),
         ]
     }
 }
@@ -76,8 +86,8 @@ impl Adapter {
         let config = AdapterConfig::from_json(&config_path, &text)?;
         let source = Checkpoint::open(&weights_path).map_err(|error| vec![error.into()])?;
         let scaling = config.scaling().map_err(|error| vec![error])?;
-        let (pairs, others) = collect(&weights_path, &source, &scaling)?;
-        Ok(Self { config, pairs, others })
+        let (pairs, others) = collect(&weights_path, &source, &config, &scaling)?;
+        Ok(Self { config, pairs: experts::join(pairs)?, others })
     }
 
     /// Writes a new adapter directory, which appears when it is whole. `dtype` is that of A and B; PEFT's own is
@@ -92,7 +102,9 @@ impl Adapter {
     /// Writes the two files of an adapter into a directory that exists.
     pub fn write_into(&self, directory: &Path, dtype: Dtype) -> Result<(), AdapterError> {
         self.check()?;
-        let mut plan: Vec<TensorInfo> = self.pairs.iter().flat_map(|pair| pair.infos(dtype)).collect();
+        let modules: BTreeSet<&str> = self.pairs.iter().map(|pair| pair.module.as_str()).collect();
+        let infos = |pair: &LoraPair| pair.infos(&experts::stored_path(&pair.module, &modules), dtype);
+        let mut plan: Vec<TensorInfo> = self.pairs.iter().flat_map(infos).collect();
         plan.extend(
             self.others.iter().map(|other| TensorInfo { name: key::full(&other.info.name), ..other.info.clone() }),
         );
@@ -100,9 +112,13 @@ impl Adapter {
         let mut sink = SafetensorsWriter::create(&directory.join(WEIGHTS_FILE), metadata)?;
         sink.declare(&plan)?;
         for pair in &self.pairs {
-            let [a, b] = pair.infos(dtype);
+            let [a, b] = infos(pair);
             sink.write(&a.name, &encoding::encode(&a, &pair.a)?)?;
-            sink.write(&b.name, &encoding::encode(&b, &pair.b)?)?;
+            if pair.experts == 1 {
+                sink.write(&b.name, &encoding::encode(&b, &pair.b)?)?;
+            } else {
+                sink.write(&b.name, &encoding::encode(&b, &experts::rank_major(pair))?)?;
+            }
         }
         for other in &self.others {
             sink.write(&key::full(&other.info.name), &other.bytes)?;
@@ -113,6 +129,31 @@ impl Adapter {
             file.write_all(self.config.to_json().as_bytes())
                 .map_err(|source| WeightError::io("write", &path)(source).into())
         })
+    }
+
+    /// Writes rank and scale of pairs of which the configuration says something else into its patterns.
+    ///
+    /// # Errors
+    /// If a pattern that is there cannot be understood.
+    pub fn state_ranks(&mut self) -> Result<(), AdapterError> {
+        let scaling = self.config.scaling()?;
+        let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
+        for pair in &self.pairs {
+            let name = regex::escape(&pair.module);
+            let is_right = scaling.rank(&pair.module) == pair.rank;
+            if !is_right {
+                ranks.push((name.clone(), pair.rank));
+            }
+            if !is_right || !is_near(pair.scale, scaling.scale(&pair.module)) {
+                let rank = pair.rank as f64;
+                let alpha = f64::from(pair.scale) * if self.config.use_rslora { rank.sqrt() } else { rank };
+                alphas.push((name, alpha));
+            }
+        }
+        // The first pattern that matches wins.
+        self.config.rank_pattern.0.splice(..0, ranks);
+        self.config.alpha_pattern.0.splice(..0, alphas);
+        Ok(())
     }
 
     /// Holds the pairs against the configuration that readers will compute rank and scale from.
@@ -129,12 +170,16 @@ impl Adapter {
                 });
             }
             let scale = scaling.scale(&pair.module);
-            if (pair.scale - scale).abs() > 1e-6 * scale.abs() {
+            if !is_near(pair.scale, scale) {
                 return Err(AdapterError::WrongScale { module: pair.module.clone(), config: scale, found: pair.scale });
             }
         }
         Ok(())
     }
+}
+
+fn is_near(found: f32, scale: f32) -> bool {
+    (found - scale).abs() <= 1e-6 * scale.abs()
 }
 
 fn not_an_adapter(directory: &Path) -> AdapterError {
@@ -157,7 +202,12 @@ struct Halves {
 type Collected = (Vec<LoraPair>, Vec<FullTensor>);
 
 /// Pairs the tensors up and reads them.
-fn collect(path: &Path, source: &Checkpoint, scaling: &Scaling) -> Result<Collected, Vec<AdapterError>> {
+fn collect(
+    path: &Path,
+    source: &Checkpoint,
+    config: &AdapterConfig,
+    scaling: &Scaling,
+) -> Result<Collected, Vec<AdapterError>> {
     let mut faults = Vec::new();
     let mut order = Vec::new();
     let mut modules: BTreeMap<String, Halves> = BTreeMap::new();
@@ -202,8 +252,15 @@ fn collect(path: &Path, source: &Checkpoint, scaling: &Scaling) -> Result<Collec
         faults.push(AdapterError::Empty { path: path.to_owned() });
     }
     let mut pairs = Vec::with_capacity(order.len());
-    for module in order {
-        let halves = modules.remove(&module).unwrap_or_default();
+    let paths: BTreeSet<String> = order.iter().cloned().collect();
+    for path in order {
+        let halves = modules.remove(&path).unwrap_or_default();
+        let Some(module) = experts::module_of(&path, &paths, config) else {
+            let reason =
+                "`target_parameters` of `adapter_config.json` does not say which parameter it adapts".to_owned();
+            faults.push(AdapterError::Experts { module: path, reason });
+            continue;
+        };
         match pair(module, halves, source, scaling) {
             Ok(pair) => pairs.push(pair),
             Err(fault) => faults.push(fault),
@@ -220,17 +277,21 @@ fn pair(module: String, halves: Halves, source: &Checkpoint, scaling: &Scaling) 
     };
     let (&[a_rank, in_features], &[out_features, b_rank]) = (matrix(&a, "[r, in]")?, matrix(&b, "[out, r]")?);
     let rank = scaling.rank(&module);
-    if a_rank != rank || b_rank != rank {
+    // Of fused experts the ranks of all lie side by side, and only the model knows how many there are.
+    let experts = if experts::is_fused(&module) && a_rank > 0 && a_rank % rank == 0 { a_rank / rank } else { 1 };
+    if a_rank != experts * rank || b_rank != a_rank {
         return Err(AdapterError::WrongRank { module, config: rank, a: a_rank, b: b_rank });
     }
+    let stored = source.read_f32(&b.name)?;
     Ok(LoraPair {
         a: source.read_f32(&a.name)?,
-        b: source.read_f32(&b.name)?,
+        b: if experts == 1 { stored } else { experts::expert_major(&stored, experts, out_features, rank) },
         scale: scaling.scale(&module),
         module,
         rank,
         in_features,
         out_features,
+        experts,
     })
 }
 

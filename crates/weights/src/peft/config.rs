@@ -29,6 +29,9 @@ pub struct AdapterConfig {
     /// The modules adapted.
     #[serde(default)]
     pub target_modules: Option<TargetModules>,
+    /// Single parameters adapted, such as `mlp.experts.down_proj`: what a module holds that is no linear layer of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_parameters: Option<Vec<String>>,
     /// Ranks by module.
     #[serde(default)]
     pub rank_pattern: Patterns<usize>,
@@ -85,7 +88,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("use_dora", "DoRA is not there yet"),
     ("fan_in_fan_out", "weights are [out, in] in all supported models"),
     ("layer_replication", "it changes the number of layers"),
-    ("target_parameters", "adapters on parameters of fused experts are not there yet"),
     ("lora_bias", "biases inside adapters are not there yet"),
     ("trainable_token_indices", "training single token embeddings is not there yet"),
     ("alora_invocation_tokens", "activated LoRA is not there yet"),
@@ -122,6 +124,7 @@ impl AdapterConfig {
             lora_alpha,
             lora_dropout: 0.0,
             target_modules: Some(TargetModules::List(target_modules)),
+            target_parameters: None,
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
             use_rslora: false,
@@ -325,7 +328,7 @@ mod tests {
     fn every_unsupported_setting_is_reported() {
         let faults = read(
             r#"{"peft_type":"LOHA","task_type":"SEQ_CLS","r":4,"bias":"all","use_dora":true,"fan_in_fan_out":true,
-                "layer_replication":[[0,4]],"target_parameters":["mlp.experts.down_proj"],"lora_bias":true,
+                "layer_replication":[[0,4]],"lora_bias":true,
                 "init_lora_weights":"pissa_niter_4","use_qalora":false,"arrow_config":null}"#,
         )
         .unwrap_err();
@@ -346,7 +349,6 @@ mod tests {
                 "use_dora",
                 "fan_in_fan_out",
                 "layer_replication",
-                "target_parameters",
                 "lora_bias"
             ]
         );

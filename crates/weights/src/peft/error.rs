@@ -104,6 +104,15 @@ pub enum AdapterError {
         b: usize,
     },
 
+    /// Adapters of single experts that do not make one of all.
+    #[error("the adapter of `{module}` is incomplete: {reason}")]
+    Experts {
+        /// The tensor with the matrices of all experts.
+        module: String,
+        /// What is missing.
+        reason: String,
+    },
+
     /// A pair to be written whose scale is not what readers of the configuration will compute.
     #[error("module `{module}` was trained with scale {found}, but its configuration gives {config}")]
     WrongScale {

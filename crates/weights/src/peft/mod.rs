@@ -7,6 +7,7 @@
 mod adapter;
 mod config;
 mod error;
+mod experts;
 mod key;
 mod pattern;
 

@@ -16,6 +16,7 @@ fn pair(module: &str, rank: usize, in_features: usize, out_features: usize, scal
         rank,
         in_features,
         out_features,
+        experts: 1,
         scale,
     }
 }

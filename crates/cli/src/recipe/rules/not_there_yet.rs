@@ -35,8 +35,6 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
         refuse(lora.dora, "lora.dora", "`rslora = true` costs nothing and often gains more");
         refuse(lora.plus_ratio.is_some(), "lora.plus_ratio", "leave it out: A and B share one learning rate");
         refuse(lora.init == "pissa", "lora.init", "use `\"default\"`, or the directory of an adapter to go on from");
-        refuse(lora.experts, "lora.experts", "leave it out: the families so far have no experts");
-        refuse(lora.router, "lora.router", "leave it out: the families so far have no routers");
         refuse(
             !lora.modules_to_save.is_empty(),
             "lora.modules_to_save",

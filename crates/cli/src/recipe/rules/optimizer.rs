@@ -48,6 +48,15 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
     if !(optimizer.eps > 0.0 && optimizer.eps.is_finite()) {
         said.push(context.out_of_range("optimizer.eps", optimizer.eps, "a small number above 0, such as 1e-8"));
     }
+    if let Some(coefficient) = context.recipe.objective.router_aux_loss_coef
+        && !(coefficient >= 0.0 && coefficient.is_finite())
+    {
+        said.push(context.out_of_range(
+            "objective.router_aux_loss_coef",
+            coefficient,
+            "a number from 0; 0.001 is usual",
+        ));
+    }
     if optimizer.max_grad_norm.is_nan() || optimizer.max_grad_norm < 0.0 {
         said.push(context.out_of_range(
             "optimizer.max_grad_norm",

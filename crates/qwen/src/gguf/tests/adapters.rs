@@ -5,26 +5,28 @@ use qwen_tune_weights::{Dtype, TensorInfo};
 use super::*;
 use crate::export::{Change, adapter_config};
 use crate::fixture::noise;
-use crate::{LayerFilter, LoraTargets, gguf};
+use crate::{LayerFilter, LoraTargets, Matrices, Switches, gguf};
 
 fn adapter(model: &ModelDir, change: impl Fn(&mut AdapterConfig)) -> Adapter {
-    let modules = LoraTargets::default().resolve(&model.inventory, &LayerFilter::All).unwrap();
+    let is_sparse = model.spec.sparse().is_some();
+    let switches = Switches { experts: is_sparse, router: is_sparse };
+    let modules = LoraTargets::default().resolve(switches, &model.inventory, &LayerFilter::All).unwrap();
     let mut config = adapter_config(model, None, 3, 6.0, &modules);
     change(&mut config);
     let scaling = config.scaling().unwrap();
     let pair = |module: &String| {
-        let weight = format!("{module}.weight");
-        let shape = &model.inventory.iter().find(|tensor| tensor.name == weight).unwrap().shape;
-        let (out_features, in_features) = (shape[0], shape[1]);
+        let tensor = model.inventory.iter().find(|tensor| tensor.module.as_ref() == Some(module)).unwrap();
+        let Matrices { count: experts, rows: out_features, columns: in_features } = tensor.matrices().unwrap();
         let path = model.peft_module(module);
         let (rank, scale) = (scaling.rank(&path), scaling.scale(&path));
         LoraPair {
-            a: noise(11 + out_features as u32, rank * in_features),
-            b: noise(13 + in_features as u32, out_features * rank),
+            a: noise(11 + out_features as u32, experts * rank * in_features),
+            b: noise(13 + in_features as u32, experts * out_features * rank),
             module: path,
             rank,
             in_features,
             out_features,
+            experts,
             scale,
         }
     };
@@ -38,7 +40,7 @@ fn an_adapter_on_the_bases_file_is_the_merged_models_file() {
         |_| {},
         |config| config.use_rslora = true,
         |config| {
-            config.rank_pattern = Patterns(vec![("q_proj|in_proj_qkvz".to_owned(), 5)]);
+            config.rank_pattern = Patterns(vec![("q_proj|in_proj_qkvz|experts.gate_up_proj".to_owned(), 5)]);
             config.alpha_pattern = Patterns(vec![(r"model\.layers\.1\..*".to_owned(), 4.5)]);
         },
     ];
@@ -67,10 +69,13 @@ fn an_adapter_on_the_bases_file_is_the_merged_models_file() {
             adapted += 1;
             let a = adapter.read_f32(&a_info.name).unwrap();
             let b = adapter.read_f32(&format!("{}.lora_b", tensor.name)).unwrap();
-            let (rank, columns) = (a_info.shape[0], a_info.shape[1]);
+            let [.., rank, columns] = a_info.shape[..] else { panic!("{a_info:?}") };
             assert_eq!(columns, tensor.row());
+            // Rows of one expert share an A.
+            let rows = if a_info.shape.len() == 3 { tensor.shape[1] } else { usize::MAX };
             for (index, (before, expected)) in before.iter().zip(&expected).enumerate() {
                 let (row, column) = (index / columns, index % columns);
+                let a = &a[row / rows * rank * columns..];
                 let sum: f32 = (0..rank).map(|k| b[row * rank + k] * a[k * columns + column]).sum();
                 let found = before + alpha / rank as f32 * sum;
                 assert!((found - expected).abs() < 1e-5, "{} {index}: {found} {expected}", tensor.name);
