@@ -28,9 +28,12 @@ const SIZES: &[(&str, &str)] = &[
     ("linear_num_value_heads", "ssm.time_step_rank"),
 ];
 
-/// Fields that say whether a tensor is there.
-const PRESENT: &[(&str, &str)] =
-    &[("attention_bias", "blk.0.attn_q.bias"), ("qkv_bias", "blk.0.attn_q.bias"), ("mlp_bias", "blk.0.ffn_gate.bias")];
+/// Fields that say whether there are tensors with one of these ends.
+const PRESENT: &[(&str, &[&str])] = &[
+    ("attention_bias", &[".attn_q.bias", ".attn_qkv.bias"]),
+    ("qkv_bias", &[".attn_q.bias", ".attn_qkv.bias"]),
+    ("mlp_bias", &[".ffn_gate.bias"]),
+];
 
 /// Keys that every file has.
 const REQUIRED: [&str; 4] = ["block_count", "context_length", "embedding_length", "attention.layer_norm_rms_epsilon"];
@@ -68,8 +71,9 @@ pub(super) fn config(
     if !faults.is_empty() {
         return Err(faults);
     }
-    for (field, tensor) in PRESENT {
-        fields.insert((*field).to_owned(), file.tensor(tensor).is_some().into());
+    for (field, ends) in PRESENT {
+        let is_there = file.tensors().iter().any(|tensor| ends.iter().any(|end| tensor.name.ends_with(end)));
+        fields.insert((*field).to_owned(), is_there.into());
     }
     for (field, value) in architecture.settings {
         fields.insert((*field).to_owned(), (*value).into());
