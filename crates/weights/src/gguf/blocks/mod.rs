@@ -2,7 +2,7 @@
 //!
 //! Rows are independent and blocks never cross them. Non-finite numbers give blocks of no particular content.
 //!
-//! One line of [`format`] and one file make a format.
+//! One line of `format` and one file make a format.
 
 mod extremes;
 mod fit;
@@ -33,21 +33,24 @@ use rayon::prelude::*;
 use super::TensorType;
 use crate::WeightError;
 
+/// Whole blocks of numbers to bytes.
+type Encode = fn(&[f32], &mut [u8]);
+/// Bytes of whole blocks to numbers.
+type Decode = fn(&[u8], &mut [f32]);
+
 /// What is known of a format: either direction may be absent.
 #[derive(Clone, Copy)]
 struct Format {
-    /// Whole blocks of numbers to whole blocks of bytes.
-    encode: Option<fn(&[f32], &mut [u8])>,
-    /// Whole blocks of bytes to whole blocks of numbers.
-    decode: Option<fn(&[u8], &mut [f32])>,
+    encode: Option<Encode>,
+    decode: Option<Decode>,
 }
 
 impl Format {
-    const fn both(encode: fn(&[f32], &mut [u8]), decode: fn(&[u8], &mut [f32])) -> Self {
+    const fn both(encode: Encode, decode: Decode) -> Self {
         Self { encode: Some(encode), decode: Some(decode) }
     }
 
-    const fn read_only(decode: fn(&[u8], &mut [f32])) -> Self {
+    const fn read_only(decode: Decode) -> Self {
         Self { encode: None, decode: Some(decode) }
     }
 }

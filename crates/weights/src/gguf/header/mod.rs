@@ -286,3 +286,6 @@ macro_rules! from_le_bytes {
 }
 
 from_le_bytes!(u8 i8 u16 i16 u32 i32 f32 u64 i64 f64);
+
+#[cfg(test)]
+mod tests;
