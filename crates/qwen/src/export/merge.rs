@@ -110,7 +110,7 @@ fn whole_tensors(adapter: &Adapter) -> Result<MemorySource, WeightError> {
 fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, directory: &Path) -> Result<Merged, ExportError> {
     let copied = model.side_files()?;
     for name in &copied {
-        let from = model.path.join(name);
+        let from = model.side_directory().join(name);
         fs::copy(&from, directory.join(name)).map_err(WeightError::io("copy", &from))?;
     }
     let source = &model.checkpoint;
@@ -144,16 +144,16 @@ impl MergedRows<'_> {
         for (part, elements, place) in self.model.parts_within(tensor, first..first + values.len()) {
             let values = &mut values[place];
             match self.updates.get(&part.name) {
-                Some(Update::Full { source, name }) => decode_range(*source, name, elements, values)?,
+                Some(Update::Full { source, name }) => source.read_elements_f32(name, elements.start, values)?,
                 Some(Update::Part { source, whole, start }) => {
-                    decode_range(*source, &whole.name, start + elements.start..start + elements.end, values)?;
+                    source.read_elements_f32(&whole.name, start + elements.start, values)?;
                 }
-                Some(Update::Lora { pair, first }) => {
-                    let row = first + elements.start / pair.in_features;
-                    decode_range(&self.model.checkpoint, &part.name, elements, values)?;
-                    add_rows(values, row, pair);
+                update => {
+                    self.model.checkpoint.read_elements_f32(&part.name, elements.start, values)?;
+                    if let Some(Update::Lora { pair, first }) = update {
+                        add_rows(values, first + elements.start / pair.in_features, pair);
+                    }
                 }
-                None => decode_range(&self.model.checkpoint, &part.name, elements, values)?,
             }
         }
         Ok(())
@@ -165,19 +165,6 @@ impl MergedRows<'_> {
             self.model.checkpoint.release(&part.name);
         }
     }
-}
-
-/// Some consecutive elements of a stored tensor.
-fn decode_range(
-    source: &dyn TensorSource,
-    name: &str,
-    elements: Range<usize>,
-    values: &mut [f32],
-) -> Result<(), WeightError> {
-    let bytes = source.read(name)?;
-    let info = source.info(name).expect("invariant: a tensor that was read has an entry");
-    let size = info.dtype.size();
-    encoding::decode_into(info, &bytes[elements.start * size..elements.end * size], values)
 }
 
 /// How one stored tensor changes.

@@ -101,6 +101,11 @@ impl GgufFile {
         &self.path
     }
 
+    /// All of the model's files, in order.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
+
     /// The keys, without those that only say how the model is divided into files.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata

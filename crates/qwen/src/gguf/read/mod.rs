@@ -4,7 +4,12 @@
 mod config;
 mod places;
 
-use std::{borrow::Cow, collections::HashMap, path::Path};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use qwen_tune_weights::gguf::{GgufFile, Metadata};
 use qwen_tune_weights::{Dtype, TensorInfo, TensorSource, WeightError, encoding};
@@ -31,6 +36,8 @@ pub struct GgufModel {
     infos: Vec<TensorInfo>,
     /// By a tensor's name, where in the file its parts lie.
     places: HashMap<String, (usize, Vec<Place>)>,
+    /// The tensor that elements were last asked of: runs of one follow on each other, and each may lie anywhere in it.
+    last: Mutex<Option<(String, Arc<Vec<f32>>)>>,
 }
 
 impl GgufModel {
@@ -51,7 +58,7 @@ impl GgufModel {
             places.insert(name.clone(), (infos.len(), found));
             infos.push(TensorInfo::new(name, Dtype::F32, tensor.shape.clone()));
         }
-        Ok(Self { file, architecture, config, spec, tokenizer, infos, places })
+        Ok(Self { file, architecture, config, spec, tokenizer, infos, places, last: Mutex::default() })
     }
 
     /// The file.
@@ -109,6 +116,29 @@ impl TensorSource for GgufModel {
         let mut values = vec![0.0; self.infos[*index].elements()];
         places.iter().try_for_each(|place| place.put_back(&self.file, &mut values))?;
         Ok(values)
+    }
+
+    fn read_elements_f32(&self, name: &str, first: usize, values: &mut [f32]) -> Result<(), WeightError> {
+        let whole = {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*last {
+                Some((kept, whole)) if kept == name => Arc::clone(whole),
+                _ => {
+                    *last = None;
+                    let whole = Arc::new(self.read_f32(name)?);
+                    *last = Some((name.to_owned(), Arc::clone(&whole)));
+                    whole
+                }
+            }
+        };
+        let found = whole.get(first..).and_then(|rest| rest.get(..values.len()));
+        let found = found.ok_or_else(|| WeightError::WrongData {
+            tensor: name.to_owned(),
+            expected: first.saturating_add(values.len()),
+            found: whole.len(),
+        })?;
+        values.copy_from_slice(found);
+        Ok(())
     }
 
     fn release(&self, name: &str) {

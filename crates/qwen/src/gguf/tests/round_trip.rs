@@ -174,3 +174,61 @@ fn what_a_file_lacks_or_has_too_much_is_reported_together() {
         ]
     );
 }
+
+/// A file stands for a directory wherever one is opened: for merging, for exporting again, for its tokenizer.
+#[test]
+fn a_file_is_one_more_kind_of_model_directory() {
+    for config in models() {
+        let (_home, model) = stored(&config);
+        let out = tempfile::tempdir().unwrap();
+        write(&model, None, out.path(), &options(&[Quant::F32])).unwrap();
+        let path = out.path().join("test-F32.gguf");
+        let opened = ModelDir::open(&path).unwrap();
+        assert_eq!((opened.path.as_path(), opened.passengers.len()), (path.as_path(), 0));
+        assert_eq!(opened.eos_ids(), [18, 2]);
+        assert_eq!(opened.tokenizer_files().unwrap(), ["tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(opened.defining_files().unwrap(), [("test-F32.gguf".to_owned(), path.clone())]);
+        for tensor in &model.inventory {
+            let (before, after) = (model.read_f32(tensor).unwrap(), opened.read_f32(tensor).unwrap());
+            assert!(before.iter().zip(&after).all(|(one, other)| (one - other).abs() < 3e-7), "{}", tensor.name);
+        }
+
+        let again = WriteOptions { name: "again".to_owned(), ..options(&[Quant::F32]) };
+        write(&opened, None, out.path(), &again).unwrap();
+        let (first, second) =
+            (GgufFile::open(&path).unwrap(), GgufFile::open(&out.path().join("again-F32.gguf")).unwrap());
+        assert_eq!(first.tensors().len(), second.tensors().len());
+        for tensor in first.tensors() {
+            let (one, other) = (first.read_f32(&tensor.name).unwrap(), second.read_f32(&tensor.name).unwrap());
+            assert!(one.iter().zip(&other).all(|(one, other)| (one - other).abs() < 5e-7), "{}", tensor.name);
+        }
+        let tokens = |file: &GgufFile| file.metadata().get("tokenizer.ggml.tokens").cloned();
+        assert_eq!(tokens(&first), tokens(&second));
+
+        let nothing = qwen_tune_weights::MemorySource::default();
+        let change = crate::export::Change::Full(&nothing);
+        let merged = crate::export::merge(&opened, change, &out.path().join("merged")).unwrap();
+        assert_eq!(merged.copied, ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]);
+        let merged = ModelDir::open(&merged.path).unwrap();
+        assert_eq!(merged.spec, opened.spec);
+        let last = merged.inventory.last().unwrap();
+        assert_eq!(merged.read_f32(last).unwrap(), opened.read_f32(last).unwrap());
+    }
+}
+
+#[test]
+fn a_tokenizer_beside_a_file_goes_before_the_files_own() {
+    let (home, model) = stored(&models()[3]);
+    write(&model, None, home.path(), &options(&[Quant::F32])).unwrap();
+    let path = home.path().join("test-F32.gguf");
+    let opened = ModelDir::open(&path).unwrap();
+    let read = |model: &ModelDir| fs::read_to_string(model.file("tokenizer.json").unwrap()).unwrap();
+    assert_eq!(read(&opened), tokenizer().to_string());
+    let names: Vec<String> = opened.defining_files().unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["test-F32.gguf", "tokenizer.json", "tokenizer_config.json"]);
+    let directory = opened.side_directory().to_owned();
+    drop(opened);
+    assert!(!directory.exists());
+    fs::write(&path, "GGUF").unwrap();
+    assert_eq!(ModelDir::open(&path).unwrap_err().len(), 1);
+}

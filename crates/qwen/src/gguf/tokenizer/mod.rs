@@ -98,7 +98,7 @@ enum Merge {
 impl Tokenizer {
     /// Reads the tokenizer of a model directory. Everything that cannot be written is reported.
     pub(super) fn read(model: &ModelDir) -> Result<Self, Vec<GgufError>> {
-        let path = model.path.join(FILE);
+        let path = model.side_directory().join(FILE);
         if !path.is_file() {
             return Err(vec![GgufError::NoTokenizer { path }]);
         }
@@ -120,11 +120,11 @@ impl Tokenizer {
                 Default::default()
             }
         };
-        let config = config(&model.path).unwrap_or_else(|fault| {
+        let config = config(model.side_directory()).unwrap_or_else(|fault| {
             faults.push(fault);
             Value::Null
         });
-        let templates = templates(&model.path, &config).unwrap_or_else(|fault| {
+        let templates = templates(model.side_directory(), &config).unwrap_or_else(|fault| {
             faults.push(fault);
             Vec::new()
         });
