@@ -13,6 +13,7 @@
 //! | [`targets`] | which modules get adapters |
 //! | [`memory`] | bytes and operations, by formula |
 //! | [`export`] | merged models and adapters, streamed to disk |
+//! | [`gguf`] | the same as GGUF files, and models read from these |
 
 mod auto;
 mod byte_size;
@@ -20,6 +21,7 @@ pub mod export;
 pub mod family;
 #[cfg(test)]
 mod fixture;
+pub mod gguf;
 mod inventory;
 pub mod memory;
 pub mod model_dir;
@@ -28,11 +30,12 @@ pub mod targets;
 
 pub use auto::Auto;
 pub use byte_size::ByteSize;
+pub use export::ExportError;
 pub use family::ConfigError;
 pub use inventory::{Matrices, Part, Role, TensorSpec, inventory};
-pub use model_dir::{LOCK_FILE, ModelDir, ModelError};
+pub use model_dir::{LOCK_FILE, ModelDir, ModelError, Weights};
 pub use spec::{
     AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Projections,
-    RopeSpec, SparseSpec,
+    RopeOrigin, RopeScaling, RopeSpec, SparseSpec,
 };
 pub use targets::{LayerFilter, LoraTargets, Switches, TargetError};

@@ -27,6 +27,40 @@ pub struct DecoderSpec {
     pub max_positions: usize,
 }
 
+impl DecoderSpec {
+    /// The attention of the first layer that has one.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        self.layers.iter().find_map(|layer| match &layer.mixer {
+            MixerSpec::Attention(attention) => Some(attention),
+            MixerSpec::GatedDelta(_) => None,
+        })
+    }
+
+    /// The recurrence of the first layer that has one.
+    pub fn gated_delta(&self) -> Option<&GatedDeltaSpec> {
+        self.layers.iter().find_map(|layer| match &layer.mixer {
+            MixerSpec::GatedDelta(delta) => Some(delta),
+            MixerSpec::Attention(_) => None,
+        })
+    }
+
+    /// The experts of the first layer that has any.
+    pub fn sparse(&self) -> Option<&SparseSpec> {
+        self.layers.iter().find_map(|layer| match &layer.ffn {
+            FfnSpec::Sparse(sparse) => Some(sparse),
+            FfnSpec::Dense { .. } => None,
+        })
+    }
+
+    /// Inner channels, and whether there are biases, of the first layer that is dense.
+    pub fn dense(&self) -> Option<(usize, bool)> {
+        self.layers.iter().find_map(|layer| match layer.ffn {
+            FfnSpec::Dense { inner, bias } => Some((inner, bias)),
+            FfnSpec::Sparse(_) => None,
+        })
+    }
+}
+
 /// A pre-norm layer: `h = x + mixer(norm1(x))`, `y = h + ffn(norm2(h))`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSpec {
@@ -176,6 +210,54 @@ pub struct RopeSpec {
     pub attention_factor: f32,
     /// Name of the scaling for people: `default`, `linear`, `yarn`, `llama3`.
     pub scaling: String,
+    /// The numbers that the frequencies come from, for formats that hold these instead.
+    #[serde(skip)]
+    pub origin: RopeOrigin,
+}
+
+/// What the frequencies of a [`RopeSpec`] were computed from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeOrigin {
+    /// Base of the unscaled frequencies: pair i turns by `theta^(-2i/rotary_dim)`.
+    pub theta: f64,
+    /// The scaling, where there is one that changes anything.
+    pub scaling: Option<RopeScaling>,
+}
+
+/// A stretching of rotary frequencies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// All by the same factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// YaRN.
+    Yarn {
+        /// How much the slow channels are stretched.
+        factor: f64,
+        /// Length the model was first trained at.
+        original: usize,
+        /// Turns over that length from which a channel is kept.
+        beta_fast: f64,
+        /// Turns over that length up to which a channel is stretched.
+        beta_slow: f64,
+        /// Whether the borders are rounded to whole channels.
+        truncate: bool,
+    },
+    /// Llama 3.1's, by wave length.
+    Llama3 {
+        /// How much the long waves are stretched.
+        factor: f64,
+    },
+}
+
+impl RopeOrigin {
+    /// The frequencies without any scaling, in f32 as transformers computes them.
+    pub fn unscaled(&self, rotary_dim: usize) -> impl Iterator<Item = f32> + use<> {
+        let (theta, dim) = (self.theta as f32, rotary_dim as f32);
+        (0..rotary_dim / 2).map(move |pair| theta.powf((2 * pair) as f32 / dim).recip())
+    }
 }
 
 /// The output head.

@@ -82,7 +82,7 @@ fn encoder(info: &TensorInfo) -> Result<Encoder, WeightError> {
     }
 }
 
-fn decode_f32(bytes: &[u8], values: &mut [f32]) {
+pub(crate) fn decode_f32(bytes: &[u8], values: &mut [f32]) {
     for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *value = f32::from_le_bytes(*bytes);
     }
@@ -94,13 +94,13 @@ fn decode_f64(bytes: &[u8], values: &mut [f32]) {
     }
 }
 
-fn decode_bf16(bytes: &[u8], values: &mut [f32]) {
+pub(crate) fn decode_bf16(bytes: &[u8], values: &mut [f32]) {
     for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
         *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
     }
 }
 
-fn decode_f16(bytes: &[u8], values: &mut [f32]) {
+pub(crate) fn decode_f16(bytes: &[u8], values: &mut [f32]) {
     let mut lane = [f16::ZERO; LANE];
     for (values, bytes) in values.chunks_mut(LANE).zip(bytes.chunks(2 * LANE)) {
         let lane = &mut lane[..values.len()];
@@ -111,7 +111,7 @@ fn decode_f16(bytes: &[u8], values: &mut [f32]) {
     }
 }
 
-fn encode_f32(values: &[f32], bytes: &mut [u8]) {
+pub(crate) fn encode_f32(values: &[f32], bytes: &mut [u8]) {
     for (value, bytes) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
         *bytes = value.to_le_bytes();
     }
@@ -123,13 +123,13 @@ fn encode_f64(values: &[f32], bytes: &mut [u8]) {
     }
 }
 
-fn encode_bf16(values: &[f32], bytes: &mut [u8]) {
+pub(crate) fn encode_bf16(values: &[f32], bytes: &mut [u8]) {
     for (value, bytes) in values.iter().zip(bytes.as_chunks_mut::<2>().0) {
         *bytes = bf16::from_f32(*value).to_le_bytes();
     }
 }
 
-fn encode_f16(values: &[f32], bytes: &mut [u8]) {
+pub(crate) fn encode_f16(values: &[f32], bytes: &mut [u8]) {
     let mut lane = [f16::ZERO; LANE];
     for (values, bytes) in values.chunks(LANE).zip(bytes.chunks_mut(2 * LANE)) {
         let lane = &mut lane[..values.len()];

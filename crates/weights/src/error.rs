@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use crate::Dtype;
+use crate::gguf::{GgufFault, TensorType};
 
 /// Why tensors could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -251,6 +252,74 @@ pub enum WeightError {
         missing: usize,
         /// The first of them.
         next: String,
+    },
+
+    /// A GGUF file that is not one, or not a sound one.
+    #[error("`{}` is malformed at byte {at}: {fault}", path.display())]
+    GgufMalformed {
+        /// The file.
+        path: PathBuf,
+        /// Where, from the file's beginning.
+        at: u64,
+        /// What is wrong there.
+        fault: GgufFault,
+    },
+
+    /// Keys or tensors that no GGUF file can hold.
+    #[error("`{}` cannot be written: {fault}", path.display())]
+    GgufUnwritable {
+        /// The file that was to be.
+        path: PathBuf,
+        /// What is wrong.
+        fault: GgufFault,
+    },
+
+    /// A tensor whose type is known by size only.
+    #[error("tensor `{tensor}` of `{}` is {ty}, which cannot be read as numbers", path.display())]
+    UnreadableType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: TensorType,
+    },
+
+    /// A block format without an encoder or decoder here.
+    #[error("numbers cannot be {what} {ty}")]
+    NoBlockFormat {
+        /// The type.
+        ty: TensorType,
+        /// What was attempted, as a participle with its preposition: `stored as`.
+        what: &'static str,
+    },
+
+    /// Numbers and bytes of a block format that do not go together.
+    #[error("{values} values in rows of {row} and {bytes} bytes of {ty} do not go together")]
+    WrongBlocks {
+        /// The type.
+        ty: TensorType,
+        /// Numbers given or asked for.
+        values: usize,
+        /// Numbers of a row.
+        row: usize,
+        /// Bytes given or asked for.
+        bytes: usize,
+    },
+
+    /// Rows that a tensor does not have.
+    #[error("tensor `{tensor}` of `{}` has {rows} rows; asked for {begin}..{end}", path.display())]
+    NoSuchRows {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Rows it has.
+        rows: usize,
+        /// The first row asked for.
+        begin: usize,
+        /// One past the last row asked for.
+        end: usize,
     },
 
     /// A file or directory that would be overwritten.

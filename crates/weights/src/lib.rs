@@ -9,6 +9,7 @@
 //! | [`encoding`] | stored bytes to `f32` and back |
 //! | [`source`], [`sink`] | the two traits, and tensors in memory |
 //! | [`safetensors`] | [`Checkpoint`], [`SafetensorsWriter`], [`ShardedWriter`] |
+//! | [`gguf`] | the files of llama.cpp: typed metadata, tensors in block formats |
 //! | [`peft`] | adapter directories as PEFT reads and writes them |
 //! | [`atomic`] | files and directories that appear only when whole |
 //! | [`lock`] | what files were: their SHA-256 |
@@ -16,7 +17,9 @@
 pub mod atomic;
 pub mod encoding;
 mod error;
+pub mod gguf;
 pub mod lock;
+mod mapped;
 pub mod peft;
 pub mod safetensors;
 pub mod sink;

@@ -22,6 +22,19 @@ pub trait TensorSource: Send + Sync {
         encoding::decode(info, &bytes)
     }
 
+    /// Some consecutive elements of one as `f32`, into a buffer of their number.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`]; also if elements do not convert.
+    fn read_elements_f32(&self, name: &str, first: usize, values: &mut [f32]) -> Result<(), WeightError> {
+        let bytes = self.read(name)?;
+        let info = self.info(name).expect("invariant: a tensor that was read has an entry");
+        let size = info.dtype.size();
+        let range = first.saturating_mul(size)..first.saturating_add(values.len()).saturating_mul(size);
+        let wrong = || WeightError::WrongData { tensor: name.to_owned(), expected: range.end, found: bytes.len() };
+        encoding::decode_into(info, bytes.get(range.clone()).ok_or_else(wrong)?, values)
+    }
+
     /// Says that the bytes of this tensor are not needed for a while, so that memory holding them can be given up. They
     /// can still be read.
     fn release(&self, _name: &str) {}

@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 use serde_json::{Map, Value};
 
 use super::Fields;
-use crate::RopeSpec;
+use crate::{RopeOrigin, RopeScaling, RopeSpec};
 
 /// Base of the frequencies when no field gives one.
 const THETA: f64 = 10_000.0;
@@ -35,19 +35,20 @@ pub(super) fn resolve(fields: &Fields<'_>, head_dim: usize, rotated: Rotated, ma
     }
     let plain = Plain::new(parameters.theta, rotary_dim);
     let mut attention_factor = 1.0;
-    let inv_freq = match parameters.kind {
+    let (inv_freq, scaling) = match parameters.kind {
         // Dynamic scaling begins beyond the model's own length, which training does not go beyond.
-        "default" | "dynamic" => plain.inv_freq(),
-        "linear" => linear(&plain, &parameters),
-        "llama3" => llama3(&plain, &parameters),
+        "default" | "dynamic" => (plain.inv_freq(), None),
+        "linear" => (linear(&plain, &parameters), Some(RopeScaling::Linear { factor: parameters.factor() })),
+        "llama3" => (llama3(&plain, &parameters), Some(RopeScaling::Llama3 { factor: parameters.factor() })),
         "yarn" => {
             let (inv_freq, factor) = yarn(&plain, &parameters);
             attention_factor = factor;
-            inv_freq
+            (inv_freq, Some(parameters.yarn()))
         }
         _ => unreachable!("invariant: only known kinds are read"),
     };
-    RopeSpec { inv_freq, rotary_dim, attention_factor, scaling: parameters.kind.to_owned() }
+    let origin = RopeOrigin { theta: parameters.theta, scaling };
+    RopeSpec { inv_freq, rotary_dim, attention_factor, scaling: parameters.kind.to_owned(), origin }
 }
 
 /// The unscaled frequencies: `theta^(2i/r)` and its reciprocal.
@@ -111,8 +112,7 @@ fn yarn(plain: &Plain, parameters: &Parameters<'_>) -> (Vec<f32>, f32) {
             _ => mscale(1.0),
         }
     });
-    let beta = |field, default| parameters.optional(field).filter(|&beta| beta != 0.0).unwrap_or(default);
-    let (fast, slow) = (beta("beta_fast", 32.0), beta("beta_slow", 1.0));
+    let (fast, slow) = (parameters.beta("beta_fast", 32.0), parameters.beta("beta_slow", 1.0));
 
     let dim = plain.dim as f64;
     // The channel that turns this often over the original length.
@@ -287,6 +287,20 @@ impl<'a> Parameters<'a> {
     fn yarn_factor(&self) -> f64 {
         let is_null = self.object.and_then(|object| object.get("factor")).is_some_and(Value::is_null);
         if is_null { self.max_positions as f64 / self.original as f64 } else { self.factor() }
+    }
+
+    fn beta(&self, field: &str, default: f64) -> f64 {
+        self.optional(field).filter(|&beta| beta != 0.0).unwrap_or(default)
+    }
+
+    fn yarn(&self) -> RopeScaling {
+        RopeScaling::Yarn {
+            factor: self.yarn_factor(),
+            original: self.original,
+            beta_fast: self.beta("beta_fast", 32.0),
+            beta_slow: self.beta("beta_slow", 1.0),
+            truncate: self.truncate(),
+        }
     }
 
     fn truncate(&self) -> bool {

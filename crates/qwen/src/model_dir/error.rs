@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use qwen_tune_weights::{Dtype, WeightError};
 
-use crate::ConfigError;
+use crate::{ConfigError, gguf::GgufError};
 
 /// Why a model directory cannot be used, or one thing that is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum ModelError {
     },
 
     /// Something else there.
-    #[error("`{}` is not a directory; expected one with `config.json` and safetensors files{}", path.display(), gguf_hint(path))]
+    #[error("`{}` is not a directory; expected one with `config.json` and safetensors files, or a GGUF file", path.display())]
     NotADirectory {
         /// The path.
         path: PathBuf,
@@ -47,6 +47,17 @@ pub enum ModelError {
         path: PathBuf,
         /// What is wrong.
         source: ConfigError,
+    },
+
+    /// A GGUF file that cannot be used.
+    #[error(transparent)]
+    Gguf(Box<GgufError>),
+
+    /// A GGUF file with a tokenizer that is not read from such files.
+    #[error("{reason}; put the model's own `tokenizer.json` beside it")]
+    NoTokenizer {
+        /// What stands in the way.
+        reason: String,
     },
 
     /// Weights that cannot be opened.
@@ -133,14 +144,6 @@ fn hub_hint(path: &Path) -> String {
             name.to_string_lossy()
         ),
         _ => String::new(),
-    }
-}
-
-fn gguf_hint(path: &Path) -> &'static str {
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        "; training from GGUF files is not there yet"
-    } else {
-        ""
     }
 }
 

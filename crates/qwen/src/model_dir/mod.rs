@@ -1,16 +1,20 @@
-//! [`ModelDir`]: a model directory as Hugging Face lays it out, opened and held against its own configuration.
+//! [`ModelDir`]: a model directory as Hugging Face lays it out, or a GGUF file, opened and held against its own
+//! configuration.
 //!
 //! Nothing is loaded here. After opening, every tensor of the inventory is known to be there with the right shape and a
 //! type that can be read, and everything else in the checkpoint is a passenger: carried along, never run.
 
 mod error;
 mod files;
+mod side;
 mod stored;
 mod verify;
+mod weights;
 
 use std::{
     collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -20,8 +24,11 @@ use serde_json::Value;
 
 pub use error::ModelError;
 pub use files::LOCK_FILE;
+use side::SideFiles;
 pub use stored::Part;
+pub use weights::Weights;
 
+use crate::gguf::{GgufError, GgufModel};
 use crate::{DecoderSpec, TensorSpec, family};
 
 const CONFIG_FILE: &str = "config.json";
@@ -30,9 +37,9 @@ const GENERATION_FILE: &str = "generation_config.json";
 /// An opened model directory.
 #[derive(Debug)]
 pub struct ModelDir {
-    /// The directory.
+    /// The directory, or the GGUF file.
     pub path: PathBuf,
-    /// `config.json` as it is.
+    /// `config.json` as it is, or what a file's keys amount to.
     pub config: Value,
     /// `generation_config.json` as it is.
     pub generation_config: Option<Value>,
@@ -41,7 +48,7 @@ pub struct ModelDir {
     /// The list of the model's tensors.
     pub inventory: Vec<TensorSpec>,
     /// The weights.
-    pub checkpoint: Checkpoint,
+    pub checkpoint: Weights,
     /// What the checkpoint puts before the names of the inventory, such as `model.`.
     pub prefix: String,
     /// Tensors of the checkpoint that are not the model's: vision towers, extra predictors, old buffers.
@@ -51,17 +58,44 @@ pub struct ModelDir {
     pub head_copy: Option<String>,
     head_name: String,
     pieces: HashMap<String, Vec<Part>>,
+    side: SideFiles,
 }
 
 impl ModelDir {
-    /// Opens a directory; everything wrong with it is reported at once.
+    /// Opens a directory or a GGUF file; everything wrong with it is reported at once.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Vec<ModelError>> {
         let path = path.as_ref();
+        if path.is_file() && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            return Self::open_gguf(path);
+        }
         let config = read_config(path).map_err(|error| vec![error])?;
         let generation_config = read_generation_config(path).map_err(|error| vec![error])?;
         let spec = family::resolve(&config)
             .map_err(|source| vec![ModelError::Config { path: path.join(CONFIG_FILE), source }])?;
         let checkpoint = Checkpoint::open(path).map_err(|error| vec![error.into()])?;
+        let side = SideFiles::Beside(path.to_owned());
+        Self::verified(path, config, generation_config, spec, Weights::Safetensors(checkpoint), side)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, Vec<ModelError>> {
+        let faults = |faults: Vec<GgufError>| {
+            faults.into_iter().map(|fault| ModelError::Gguf(Box::new(fault))).collect::<Vec<_>>()
+        };
+        let model = GgufModel::open(path).map_err(faults)?;
+        let side = SideFiles::of_gguf(path, &model)?;
+        let (config, spec) = (model.config().clone(), model.spec().clone());
+        let generation_config = side::generation_config(&model);
+        Self::verified(path, config, generation_config, spec, Weights::gguf(model), side)
+    }
+
+    fn verified(
+        path: &Path,
+        config: Value,
+        generation_config: Option<Value>,
+        spec: DecoderSpec,
+        checkpoint: Weights,
+        side: SideFiles,
+    ) -> Result<Self, Vec<ModelError>> {
         let verified = verify::verify(spec, &checkpoint)?;
         Ok(Self {
             path: path.to_owned(),
@@ -75,7 +109,14 @@ impl ModelDir {
             head_copy: verified.head_copy,
             head_name: verified.head_name,
             pieces: verified.pieces,
+            side,
         })
+    }
+
+    /// The directory in which configuration, tokenizer and template lie: the model's own, or one that is there for as long
+    /// as a GGUF file is open.
+    pub fn side_directory(&self) -> &Path {
+        self.side.directory()
     }
 
     /// The checkpoint's name of a tensor of the inventory.
@@ -89,6 +130,33 @@ impl ModelDir {
             Some(parts) => parts.clone(),
             None => vec![Part { name: self.tensor_name(&tensor.name), shape: tensor.shape.clone(), start: 0 }],
         }
+    }
+
+    /// The stored tensors that hold some consecutive elements of one of the inventory; of each, which of its own elements
+    /// these are, and where they lie among those asked for.
+    pub(crate) fn parts_within(
+        &self,
+        tensor: &TensorSpec,
+        elements: Range<usize>,
+    ) -> Vec<(Part, Range<usize>, Range<usize>)> {
+        let whole;
+        let parts = match self.pieces.get(&tensor.name) {
+            Some(parts) => parts.as_slice(),
+            None => {
+                whole = self.parts(tensor);
+                &whole
+            }
+        };
+        let first = parts.partition_point(|part| part.start + part.elements() <= elements.start);
+        let parts = parts[first..].iter().take_while(|part| part.start < elements.end);
+        parts
+            .map(|part| {
+                let start = elements.start.max(part.start);
+                let end = elements.end.min(part.start + part.elements());
+                let place = start - elements.start..end - elements.start;
+                (part.clone(), start - part.start..end - part.start, place)
+            })
+            .collect()
     }
 
     /// Reads a tensor of the inventory, whichever way it is stored, and gives its pages back.
@@ -157,7 +225,7 @@ impl ModelDir {
 
     /// A file of the directory, if it is there.
     pub fn file(&self, name: &str) -> Option<PathBuf> {
-        Some(self.path.join(name)).filter(|path| path.is_file())
+        Some(self.side_directory().join(name)).filter(|path| path.is_file())
     }
 
     /// Names of the files that make up tokenizer and chat template, sorted.
@@ -167,12 +235,17 @@ impl ModelDir {
 
     /// Names of the files an export carries over unchanged: all but weights, model cards and hidden files, sorted.
     pub fn side_files(&self) -> Result<Vec<String>, WeightError> {
-        files::list(&self.path, self.checkpoint.layout())
+        files::list(self.side_directory(), self.checkpoint.layout())
     }
 
     /// The files that make the model what it is, by name: configuration, generation defaults, tokenizer, template, weights
     /// and their index.
     pub fn defining_files(&self) -> Result<Vec<(String, PathBuf)>, WeightError> {
+        if let (Weights::Gguf(model, _), SideFiles::Made(_, beside)) = (&self.checkpoint, &self.side) {
+            let paths = model.file().files().map(Path::to_owned).chain(beside.iter().cloned());
+            let named = |path: PathBuf| Some((path.file_name()?.to_string_lossy().into_owned(), path));
+            return Ok(paths.filter_map(named).collect());
+        }
         let layout = self.checkpoint.layout();
         let mut names = self.tokenizer_files()?;
         names.extend(layout.shards.iter().map(|shard| shard.file_name.clone()));

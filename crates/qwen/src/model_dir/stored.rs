@@ -1,6 +1,6 @@
 //! How a checkpoint holds the matrices of experts: all in one tensor, one tensor an expert, or three.
 
-use qwen_tune_weights::{Checkpoint, TensorSource};
+use qwen_tune_weights::TensorSource;
 
 use crate::TensorSpec;
 
@@ -24,7 +24,7 @@ impl Part {
 
 /// The parts of `experts.gate_up_proj` `[E, 2I, H]` or `experts.down_proj` `[E, H, I]` whose whole would be called
 /// `name`: `experts.N.gate_up_proj.weight`, or gate and up apart, as the first expert shows.
-pub(super) fn parts(tensor: &TensorSpec, name: &str, checkpoint: &Checkpoint) -> Vec<Part> {
+pub(super) fn parts(tensor: &TensorSpec, name: &str, checkpoint: &dyn TensorSource) -> Vec<Part> {
     let [experts, rows, columns] = tensor.shape[..] else {
         unreachable!("invariant: experts are lists of matrices");
     };

@@ -151,9 +151,9 @@ fn what_is_no_model_directory_says_what_to_do() {
     assert_eq!(fault(Path::new("/models/none")), "no model at `/models/none`: there is no such directory");
     assert_eq!(fault(Path::new("./models/none")), "no model at `./models/none`: there is no such directory");
     let home = tempfile::tempdir().unwrap();
-    let gguf = home.path().join("model.gguf");
-    std::fs::write(&gguf, "").unwrap();
-    assert!(fault(&gguf).ends_with("; training from GGUF files is not there yet"));
+    let other = home.path().join("model.bin");
+    std::fs::write(&other, "").unwrap();
+    assert!(fault(&other).ends_with("expected one with `config.json` and safetensors files, or a GGUF file"));
     assert!(fault(home.path()).ends_with("is not a model directory: it has no `config.json`"));
     std::fs::write(home.path().join("config.json"), "{\"model_type\": \"mixtral\"}").unwrap();
     assert!(

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use qwen_tune_weights::{Checkpoint, TensorInfo, TensorSource};
+use qwen_tune_weights::{TensorInfo, TensorSource};
 
 use super::ModelError;
 use super::stored::{self, Part};
@@ -28,7 +28,7 @@ pub(super) struct Verified {
     pub(super) head_name: String,
 }
 
-pub(super) fn verify(mut spec: DecoderSpec, checkpoint: &Checkpoint) -> Result<Verified, Vec<ModelError>> {
+pub(super) fn verify(mut spec: DecoderSpec, checkpoint: &dyn TensorSource) -> Result<Verified, Vec<ModelError>> {
     let prefix = prefix(checkpoint).map_err(|error| vec![error])?;
     let stored_head = HEADS.into_iter().find(|name| checkpoint.info(name).is_some());
     let head_name = stored_head.unwrap_or(HEAD).to_owned();
@@ -93,7 +93,7 @@ pub(super) fn verify(mut spec: DecoderSpec, checkpoint: &Checkpoint) -> Result<V
 }
 
 /// What lies before `embed_tokens.weight`.
-fn prefix(checkpoint: &Checkpoint) -> Result<String, ModelError> {
+fn prefix(checkpoint: &dyn TensorSource) -> Result<String, ModelError> {
     let has = |prefix: &&str| checkpoint.info(&format!("{prefix}{EMBEDDING}")).is_some();
     let found: Vec<&str> = PREFIXES.into_iter().filter(has).collect();
     match found.as_slice() {
@@ -114,7 +114,7 @@ fn prefix(checkpoint: &Checkpoint) -> Result<String, ModelError> {
     }
 }
 
-fn is_same(checkpoint: &Checkpoint, one: &str, other: &str) -> Result<bool, ModelError> {
+fn is_same(checkpoint: &dyn TensorSource, one: &str, other: &str) -> Result<bool, ModelError> {
     if checkpoint.info(one).map(|info| (info.dtype, &info.shape))
         != checkpoint.info(other).map(|info| (info.dtype, &info.shape))
     {

@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
     ffi::OsStr,
-    fs::{self, File},
+    fs,
     ops::Range,
     path::{Component, Path, PathBuf},
 };
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Index, Layout, ShardInfo, header};
-use crate::{TensorInfo, TensorSource, WeightError};
+use crate::{TensorInfo, TensorSource, WeightError, mapped};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -141,7 +141,7 @@ impl Checkpoint {
 
     /// Maps a file and takes over its tensors.
     fn add(&mut self, path: &Path, name: &str) -> Result<(), WeightError> {
-        let map = map(path)?;
+        let map = mapped::map(path)?;
         let header = header::parse(path, &map)?;
         let file = self.files.len();
         let mut tensors = Vec::with_capacity(header.entries.len());
@@ -185,36 +185,11 @@ impl TensorSource for Checkpoint {
         Ok(Cow::Borrowed(&self.files[place.file][place.range.clone()]))
     }
 
-    #[cfg(unix)]
     fn release(&self, name: &str) {
-        if let Ok(place) = self.place(name)
-            && !place.range.is_empty()
-        {
-            // SAFETY: the map is read-only and backed by a file, so a page given up here is read from the file again,
-            // with the same content, when it is next touched; nobody can observe the difference.
-            // Failure only means that memory is given back later.
-            #[expect(unsafe_code, reason = "giving pages of a read-only file map back")]
-            let _ = unsafe {
-                self.files[place.file].unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    place.range.start,
-                    place.range.len(),
-                )
-            };
+        if let Ok(place) = self.place(name) {
+            mapped::give_back(&self.files[place.file], &place.range);
         }
     }
-}
-
-fn map(path: &Path) -> Result<Mmap, WeightError> {
-    let file = File::open(path).map_err(WeightError::io("open", path))?;
-    let metadata = file.metadata().map_err(WeightError::io("look at", path))?;
-    header::check_length(path, metadata.len())?;
-    // SAFETY: the map is only read. A file that another process changes while it is mapped would change under our
-    // slices; weights are not edited in place, and reading every checkpoint into memory instead would double the
-    // memory a model needs.
-    #[expect(unsafe_code, reason = "memory-mapping a file")]
-    let map = unsafe { Mmap::map(&file) };
-    map.map_err(WeightError::io("map", path))
 }
 
 /// The only safetensors file of a directory.

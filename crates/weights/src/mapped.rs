@@ -1,0 +1,35 @@
+//! Files mapped into memory, read-only.
+
+use std::{fs::File, ops::Range, path::Path};
+
+use memmap2::Mmap;
+
+use crate::WeightError;
+
+/// Maps a whole file; an empty one is an empty map.
+pub(crate) fn map(path: &Path) -> Result<Mmap, WeightError> {
+    let file = File::open(path).map_err(WeightError::io("open", path))?;
+    // SAFETY: the map is only read. A file that another process changes while it is mapped would change under our
+    // slices; weights are not edited in place, and reading every checkpoint into memory instead would double the
+    // memory a model needs.
+    #[expect(unsafe_code, reason = "memory-mapping a file")]
+    let map = unsafe { Mmap::map(&file) };
+    map.map_err(WeightError::io("map", path))
+}
+
+/// Gives the memory behind a range of a map back; what is read there later comes from the file again.
+#[cfg(unix)]
+pub(crate) fn give_back(map: &Mmap, range: &Range<usize>) {
+    if range.is_empty() {
+        return;
+    }
+    // SAFETY: the map is read-only and backed by a file, so a page given up here is read from the file again, with the
+    // same content, when it is next touched; nobody can observe the difference.
+    // Failure only means that memory is given back later.
+    #[expect(unsafe_code, reason = "giving pages of a read-only file map back")]
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+}
+
+/// Does nothing where the system has no such call.
+#[cfg(not(unix))]
+pub(crate) fn give_back(_map: &Mmap, _range: &Range<usize>) {}
