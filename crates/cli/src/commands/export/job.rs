@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Encoder, TokensConfig};
+use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::export::{self, Change, ExportError, ExportKind as Kind};
 use qwen_tune_qwen::gguf::{self, About, GgufError, Quant, WriteOptions};
-use qwen_tune_qwen::ModelDir;
 use qwen_tune_weights::atomic::{AtomicDir, write_file};
 use qwen_tune_weights::gguf::GgufFile;
 use qwen_tune_weights::lock::Lock;
@@ -159,7 +159,9 @@ fn gguf(
     let ollama = modelfile(&first, &encoder, &stops, model.generation_config.as_ref());
     put(&directory.join(MODEL_FILE), ollama.text.as_bytes())?;
     if let Some(path) = model.file(GENERATION_FILE) {
-        fs::copy(&path, directory.join(GENERATION_FILE)).map_err(WeightError::io("copy", &path)).map_err(|e| failed("export", &e))?;
+        fs::copy(&path, directory.join(GENERATION_FILE))
+            .map_err(WeightError::io("copy", &path))
+            .map_err(|e| failed("export", &e))?;
     }
     made.usage = vec![
         format!("llama-cli -m {first} -p \"Hello\""),
@@ -172,7 +174,9 @@ fn adapter(job: &Job, model: &ModelDir, trained: &Trained<'_>, directory: &Path)
     let adapter = export::fit_adapter(model, the_adapter(trained, job.kind)?).map_err(told)?;
     adapter.write_into(directory, Dtype::F32).map_err(|e| failed("export", &e))?;
     let stated = match Adapter::read(directory) {
-        Ok(again) if again.pairs == adapter.pairs => "Read back from disk: every number is that of the trained adapter.\n",
+        Ok(again) if again.pairs == adapter.pairs => {
+            "Read back from disk: every number is that of the trained adapter.\n"
+        }
         Ok(_) => return Err(Diagnostic::failure("export-differs", "the adapter reads back with other numbers").into()),
         Err(errors) => return Err(errors.iter().map(|e| Diagnostic::failure_from("verify", e)).collect()),
     };
@@ -186,8 +190,16 @@ fn adapter_gguf(job: &Job, model: &ModelDir, trained: &Trained<'_>, directory: &
     let adapter = the_adapter(trained, job.kind)?;
     gguf::write_adapter(model, adapter, &path, &about(job, model, trained)).map_err(told_gguf)?;
     let again = GgufFile::open(&path).map_err(|e| failed("verify", &e))?;
-    let stated = format!("Read back from disk: {} tensors for {} adapted modules.\n", again.tensors().len(), adapter.pairs.len());
-    Ok(Made { stated: Some(stated), usage: vec![format!("llama-cli -m BASE.gguf --lora {file} -p \"Hello\"")], ..Made::default() })
+    let stated = format!(
+        "Read back from disk: {} tensors for {} adapted modules.\n",
+        again.tensors().len(),
+        adapter.pairs.len()
+    );
+    Ok(Made {
+        stated: Some(stated),
+        usage: vec![format!("llama-cli -m BASE.gguf --lora {file} -p \"Hello\"")],
+        ..Made::default()
+    })
 }
 
 fn the_adapter<'a>(trained: &Trained<'a>, kind: Kind) -> Result<&'a Adapter, Diagnostics> {
@@ -201,8 +213,10 @@ fn the_adapter<'a>(trained: &Trained<'a>, kind: Kind) -> Result<&'a Adapter, Dia
 /// Exported files hold the base's own template.
 fn template_warning(trained: &Trained<'_>) -> Option<Diagnostic> {
     trained.recipe.tokens.template.as_ref().map(|template| {
-        let message = format!("rows were rendered with `tokens.template = {template:?}`, the files hold the base's own template");
-        Diagnostic::warning("other-template", message).hint("put the template into the base's `chat_template.jinja` before exporting")
+        let message =
+            format!("rows were rendered with `tokens.template = {template:?}`, the files hold the base's own template");
+        Diagnostic::warning("other-template", message)
+            .hint("put the template into the base's `chat_template.jinja` before exporting")
     })
 }
 
@@ -246,7 +260,8 @@ fn sources(run: &Path) -> Vec<(String, u64)> {
         let text = fs::read(run.join("plan.json")).ok()?;
         let plan: serde_json::Value = serde_json::from_slice(&text).ok()?;
         let source = |source: &serde_json::Value| {
-            Some((source.get("path")?.as_str()?.to_owned(), source.get("rows")?.as_u64()?))
+            let files: Vec<&str> = source.get("files")?.as_array()?.iter().filter_map(|file| file.as_str()).collect();
+            Some((files.join(", "), source.get("rows")?.as_u64()?))
         };
         Some(plan.get("sources")?.as_array()?.iter().filter_map(source).collect())
     };

@@ -119,7 +119,8 @@ pub(super) fn run(args: &ExportArgs, printer: &Printer) -> Ended {
     let full = full.as_ref().map(|(_, tensors)| tensors);
     let answers = matches!(kind, Kind::Merged | Kind::Gguf) && asked.verify;
     let witness = if answers { Some(witness(&recipe, &doc, &opened, adapter.as_ref(), full)?) } else { None };
-    let trained = Trained { adapter: adapter.as_ref(), full, base: lock.as_ref(), recipe: &recipe, run: run.map(AsRef::as_ref) };
+    let trained =
+        Trained { adapter: adapter.as_ref(), full, base: lock.as_ref(), recipe: &recipe, run: run.map(AsRef::as_ref) };
     let job = Job {
         kind,
         quants: asked.quants().map_err(|e| failed("export", &e))?,

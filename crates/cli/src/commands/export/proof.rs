@@ -10,8 +10,8 @@ use qwen_tune_data::Encoder;
 use qwen_tune_qwen::gguf::Quant;
 use qwen_tune_qwen::{FfnSpec, MixerSpec, ModelDir};
 use qwen_tune_train::Fidelity;
-use qwen_tune_weights::{Dtype, TensorSource, WeightError};
 use qwen_tune_weights::atomic::write_file;
+use qwen_tune_weights::{Dtype, TensorSource, WeightError};
 use serde::Serialize;
 
 use super::super::failed;
@@ -66,9 +66,10 @@ impl Storage {
 
     /// The limit for this model. Routers choose other experts and gated norms amplify at the smallest rounding.
     fn limit(&self, model: &ModelDir) -> f64 {
-        let is_sensitive = model.spec.layers.iter().any(|layer| {
-            matches!(layer.mixer, MixerSpec::GatedDelta(_)) || matches!(layer.ffn, FfnSpec::Sparse(_))
-        });
+        let is_sensitive =
+            model.spec.layers.iter().any(|layer| {
+                matches!(layer.mixer, MixerSpec::GatedDelta(_)) || matches!(layer.ffn, FfnSpec::Sparse(_))
+            });
         if is_sensitive { 10.0 * self.usual } else { self.usual }
     }
 }
@@ -132,9 +133,8 @@ impl Proof {
         bytes: u64,
     ) -> Result<Option<Diagnostic>, Diagnostics> {
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let written = ModelDir::open(path).map_err(|errors| {
-            errors.iter().map(|e| Diagnostic::failure_from("verify", e)).collect::<Diagnostics>()
-        })?;
+        let written = ModelDir::open(path)
+            .map_err(|errors| errors.iter().map(|e| Diagnostic::failure_from("verify", e)).collect::<Diagnostics>())?;
         let texts = same_tokenizer(&witness.encoder, trained, &written, &file)?;
         let fidelity = witness.compare(&written)?;
         let limit = storage.limit(trained);
@@ -223,12 +223,7 @@ fn cells(found: &Finding) -> [String; 6] {
 }
 
 /// Holds the tokenizer that was written against the one that was trained with; the number of texts compared.
-fn same_tokenizer(
-    encoder: &Encoder,
-    trained: &ModelDir,
-    written: &ModelDir,
-    file: &str,
-) -> Result<usize, Diagnostics> {
+fn same_tokenizer(encoder: &Encoder, trained: &ModelDir, written: &ModelDir, file: &str) -> Result<usize, Diagnostics> {
     let mut config = encoder.config().clone();
     // Whatever the recipe renders with: what counts is what the files hold.
     config.template = None;

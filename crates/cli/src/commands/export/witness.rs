@@ -70,9 +70,8 @@ impl Witness {
 
     /// How near a model that was written comes.
     pub(super) fn compare(&self, written: &ModelDir) -> Result<Fidelity, Diagnostics> {
-        let (decoder, parameters) =
-            Decoder::load(written, &Training::Nothing, &self.device.device, self.device.dtype)
-                .map_err(|e| failed("verify", &e))?;
+        let (decoder, parameters) = Decoder::load(written, &Training::Nothing, &self.device.device, self.device.dtype)
+            .map_err(|e| failed("verify", &e))?;
         Ok(self.reference.compare(&decoder, &Pass::plain(&parameters)))
     }
 
