@@ -48,9 +48,7 @@ multiversioned! {
 
 #[inline(always)]
 fn expand(d: f32, pairs: &[u8; 16], x: &mut [f32; 32]) {
-    for (x, q) in x.iter_mut().zip(nibbles::unpack(pairs)) {
-        *x = d * f32::from(LEVELS[usize::from(q & 15)]);
-    }
+    nibbles::unpack(pairs, x, |q| d * f32::from(LEVELS[usize::from(q & 15)]));
 }
 
 /// The level nearest to a number, the upper one of two.

@@ -20,9 +20,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<17>().0) {
             let [exponent, pairs @ ..] = block;
             let d = scale(*exponent);
-            for (x, q) in x.iter_mut().zip(nibbles::unpack(pairs)) {
-                *x = f32::from(LEVELS[usize::from(q & 15)]) * d;
-            }
+            nibbles::unpack(pairs, x, |q| f32::from(LEVELS[usize::from(q & 15)]) * d);
         }
     }
 }

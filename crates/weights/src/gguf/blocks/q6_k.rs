@@ -36,7 +36,7 @@ multiversioned! {
 fn encode_block(x: &[f32; BLOCK], block: &mut [u8; 210]) {
     let (scales, inverses) = fit(x);
     let mut max = 0.0_f32;
-    for scale in scales {
+    for &scale in &scales {
         max = if scale.abs() > max.abs() { scale } else { max };
     }
     if max.abs() < NOTHING {
@@ -54,13 +54,15 @@ fn encode_block(x: &[f32; BLOCK], block: &mut [u8; 210]) {
         let scale = rounding::nearest(inverse * scales[group]).min(127) as i8;
         scale_bytes[group] = scale as u8;
         let step = d * f32::from(scale);
-        for (q, x) in quants.iter_mut().zip(x) {
+        if step != 0.0 {
+            for (q, x) in quants.iter_mut().zip(x) {
+                *q = (rounding::nearest(x / step).clamp(-32, 31) + 32) as u8;
+            }
+        } else if inverses[group] != 0.0 {
             // Where nothing is left of the scale, the search's own quants stay.
-            let exact = if step != 0.0 { x / step } else { inverses[group] * x };
-            *q = (rounding::nearest(exact).clamp(-32, 31) + 32) as u8;
-        }
-        if step == 0.0 && inverses[group] == 0.0 {
-            *quants = [0; GROUP];
+            for (q, x) in quants.iter_mut().zip(x) {
+                *q = (rounding::nearest(inverses[group] * x).clamp(-32, 31) + 32) as u8;
+            }
         }
     }
     pack(&quants, quants_bytes.as_mut_array().expect("invariant: 192 bytes are left"));
@@ -71,11 +73,23 @@ fn decode_block(block: &[u8; 210], x: &mut [f32; BLOCK]) {
     let [low @ .., d0, d1] = block;
     let d = rounding::widened([*d0, *d1]);
     let (quants, scales) = low.split_last_chunk::<GROUPS>().expect("invariant: 208 bytes are more than 16");
-    let quants = unpack(quants.as_array().expect("invariant: 192 bytes are left"));
-    for (group, (x, quants)) in x.as_chunks_mut::<GROUP>().0.iter_mut().zip(quants.as_chunks::<GROUP>().0).enumerate() {
-        let step = d * f32::from(scales[group] as i8);
-        for (x, &q) in x.iter_mut().zip(quants) {
-            *x = step * f32::from(q as i8 - 32);
+    let (low, high) = quants.split_at(128);
+    let mut step = [0.0; GROUPS];
+    for (step, &scale) in step.iter_mut().zip(scales) {
+        *step = d * f32::from(scale as i8);
+    }
+    let halves = x.as_chunks_mut::<128>().0.iter_mut().zip(low.as_chunks::<64>().0).zip(high.as_chunks::<32>().0);
+    for (half, ((x, low), high)) in halves.enumerate() {
+        for (part, x) in x.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            // Which quarter of the 128 numbers, and which half of that.
+            let (quarter, side) = (part / 2, GROUP * (part % 2));
+            let low = &low[32 * (quarter % 2) + side..][..GROUP];
+            let high = &high[side..][..GROUP];
+            let step = step[8 * half + part];
+            for ((x, low), high) in x.iter_mut().zip(low).zip(high) {
+                let q = low >> (quarter / 2 * 4) & 15 | (high >> (2 * quarter) & 3) << 4;
+                *x = step * f32::from(q as i8 - 32);
+            }
         }
     }
 }
@@ -151,25 +165,4 @@ fn pack(quants: &[u8; BLOCK], bytes: &mut [u8; 192]) {
             *high = q[i] >> 4 | q[i + 32] >> 4 << 2 | q[i + 64] >> 4 << 4 | q[i + 96] >> 4 << 6;
         }
     }
-}
-
-/// The reverse of [`pack`].
-#[inline(always)]
-fn unpack(bytes: &[u8; 192]) -> [u8; BLOCK] {
-    let mut quants = [0; BLOCK];
-    let (low, high) = bytes.split_at(128);
-    let (low, high) = (low.as_chunks::<64>().0, high.as_chunks::<32>().0);
-    for ((q, low), high) in quants.as_chunks_mut::<128>().0.iter_mut().zip(low).zip(high) {
-        for (i, low) in low.iter().enumerate() {
-            q[i] = low & 15;
-            q[i + 64] = low >> 4;
-        }
-        for (i, high) in high.iter().enumerate() {
-            q[i] |= (high & 3) << 4;
-            q[i + 32] |= (high >> 2 & 3) << 4;
-            q[i + 64] |= (high >> 4 & 3) << 4;
-            q[i + 96] |= (high >> 6) << 4;
-        }
-    }
-    quants
 }
