@@ -2,21 +2,19 @@
 //!
 //! Layout: 128 bytes of low nibbles, 64 bytes of upper pairs of bits, 16 scales, d as F16.
 
+use super::fit::{Lane, chosen};
 use super::multiversion::multiversioned;
 use super::rounding::{self, SHIFTER};
 
 const BLOCK: usize = 256;
 /// Groups of a block, one a lane.
-const GROUPS: usize = 16;
+const GROUPS: usize = super::fit::WIDTH;
 /// Numbers of a group.
 const GROUP: usize = 16;
 /// Quants reach from `-HALF` to `HALF - 1`.
 const HALF: f32 = 32.0;
 /// Below it nothing but zeros is seen.
 const NOTHING: f32 = 1e-15;
-
-/// A number of each group.
-type Lane = [f32; GROUPS];
 
 multiversioned! {
     pub(super) fn encode(values: &[f32], bytes: &mut [u8]) {
@@ -131,18 +129,18 @@ fn fit(x: &[f32; BLOCK]) -> (Lane, Lane) {
                 sum_l2[group] += weights[i][group] * q * q;
             }
         }
+        let (mut better, mut ratio, mut value) = ([true; GROUPS], [0.0; GROUPS], [0.0; GROUPS]);
         for group in 0..GROUPS {
-            let better = if step == 0 {
-                true
-            } else {
-                (sum_l2[group] > 0.0) & (sum_xl[group] * sum_xl[group] > best[group] * sum_l2[group])
-            };
-            let ratio = sum_xl[group] / sum_l2[group];
-            let ratio = if (step == 0) & (sum_l2[group] == 0.0) { 0.0 } else { ratio };
-            scale[group] = if better { ratio } else { scale[group] };
-            best[group] = if better { ratio * sum_xl[group] } else { best[group] };
-            inverse[group] = if better { candidate[group] } else { inverse[group] };
+            let fit = sum_xl[group] / sum_l2[group];
+            // The first is taken as it is.
+            ratio[group] = if (step == 0) & (sum_l2[group] == 0.0) { 0.0 } else { fit };
+            value[group] = ratio[group] * sum_xl[group];
+            let more = sum_xl[group] * sum_xl[group] > best[group] * sum_l2[group];
+            better[group] = (step == 0) | ((sum_l2[group] > 0.0) & more);
         }
+        scale = chosen(&better, &ratio, &scale);
+        best = chosen(&better, &value, &best);
+        inverse = chosen(&better, &candidate, &inverse);
     }
     for group in 0..GROUPS {
         let nothing = farthest[group].abs() < NOTHING;
