@@ -53,9 +53,9 @@ pub(super) fn unpack_five(bytes: &[u8; 16], fifth: [u8; 4], x: &mut [f32; 32], n
     let fifth = u32::from_le_bytes(fifth);
     let (low, high) = x.split_at_mut(16);
     for (j, (x, byte)) in low.iter_mut().zip(bytes).enumerate() {
-        *x = number(byte & 15 | (fifth >> j & 1) as u8 * 16);
+        *x = number(byte & 15 | ((fifth >> j & 1) as u8) << 4);
     }
     for (j, (x, byte)) in high.iter_mut().zip(bytes).enumerate() {
-        *x = number(byte >> 4 | (fifth >> (j + 16) & 1) as u8 * 16);
+        *x = number(byte >> 4 | ((fifth >> (j + 16) & 1) as u8) << 4);
     }
 }
