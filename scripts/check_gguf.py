@@ -245,7 +245,9 @@ def make(work, config, lora):
     run = lambda model: model(torch.tensor([tokens])).logits[0].detach().numpy()
     plain = run(model)
     modules = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    peft = get_peft_model(model, LoraConfig(**dict(lora_alpha=8) | lora, target_modules=sorted(modules & set(LINEARS)), task_type="CAUSAL_LM"))
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if hasattr(config, "num_experts") else None
+    settings = dict(lora_alpha=8) | lora | dict(target_modules=sorted(modules & set(LINEARS)), target_parameters=experts)
+    peft = get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
     for name, p in peft.named_parameters():
         if "lora_" in name:
             p.data.normal_(0, 0.4 / p.shape[-1] ** 0.5)

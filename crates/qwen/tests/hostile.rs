@@ -8,12 +8,16 @@ mod damage;
 #[path = "../../../tests/hostile/memory.rs"]
 mod memory;
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use damage::Damage;
 use proptest::prelude::*;
+use qwen_tune_qwen::gguf::{self, About, GgufModel, Quant, WriteOptions};
 use qwen_tune_qwen::{ModelDir, family, inventory};
-use qwen_tune_weights::{Dtype, Layout, ShardedWriter, TensorInfo, TensorSink};
+use qwen_tune_weights::{Dtype, Layout, ShardedWriter, TensorInfo, TensorSink, TensorSource};
 use serde_json::{Value, json};
 
 fn config() -> Value {
@@ -88,6 +92,58 @@ fn damaged_weights_are_faults_or_other_values() {
     });
     let sound = sound.count();
     assert!((50..700).contains(&sound), "{sound}");
+}
+
+/// A GGUF file of the same model, with a tokenizer of four tokens.
+fn gguf_file(home: &Path) -> PathBuf {
+    let pattern = concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    );
+    let tokenizer = json!({
+        "added_tokens": [{ "id": 3, "content": "<|im_end|>", "special": true }],
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "use_regex": false },
+        ] },
+        "model": { "type": "BPE", "vocab": { "a": 0, "b": 1, "ab": 2 }, "merges": ["a b"] },
+    });
+    fs::write(home.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let model = ModelDir::open(home).unwrap();
+    let options = WriteOptions {
+        name: "m".to_owned(),
+        quants: vec![Quant::Q8_0],
+        about: About::default(),
+        shard_bytes: u64::MAX,
+    };
+    let report = gguf::write(&model, None, home, &options).unwrap();
+    report.models[0].files[0].clone()
+}
+
+#[test]
+fn damaged_gguf_files_are_faults_or_other_values() {
+    let home = model_dir();
+    let path = gguf_file(home.path());
+    let whole = fs::read(&path).unwrap();
+    let mut damage = Damage::new(24);
+    let sound = (0..2000).filter(|_| {
+        fs::write(&path, damage.apply(&whole)).unwrap();
+        let (opened, grown) = memory::growth(|| GgufModel::open(&path));
+        assert!(grown < 32 << 20, "{grown} bytes");
+        match opened {
+            Ok(model) => {
+                let _ = model.tokenizer().is_ok();
+                model.tensors().iter().for_each(|tensor| drop(model.read_f32(&tensor.name)));
+                true
+            }
+            Err(faults) => {
+                assert!(!faults.is_empty() && faults.iter().all(|fault| !fault.to_string().is_empty()));
+                false
+            }
+        }
+    });
+    let sound = sound.count();
+    assert!((50..1800).contains(&sound), "{sound}");
 }
 
 fn value() -> impl Strategy<Value = Value> {

@@ -159,6 +159,12 @@ impl MergedRows<'_> {
         Ok(())
     }
 
+    /// Has a tensor ready for many reads of its elements, at once on several threads.
+    pub(crate) fn prepare(&self, tensor: &TensorSpec) -> Result<(), WeightError> {
+        let parts = self.model.parts(tensor);
+        parts.iter().try_for_each(|part| self.model.checkpoint.read_elements_f32(&part.name, 0, &mut []))
+    }
+
     /// Gives back the memory that holds a tensor's bytes.
     pub(crate) fn release(&self, tensor: &TensorSpec) {
         for part in self.model.parts(tensor) {

@@ -35,20 +35,20 @@ pub struct About {
 
 impl About {
     /// The keys of any file, before those of its kind. `kind` is `model` or `adapter`.
-    pub(super) fn put(&self, metadata: &mut Metadata, architecture: &str, kind: &str, size: Option<String>) {
+    pub(super) fn put(&self, metadata: &mut Metadata, architecture: &str, kind: &str, size: Option<&str>) {
         metadata.push("general.architecture", architecture);
         metadata.push("general.type", kind);
         let texts = [
-            ("general.name", Some(&self.name).filter(|name| !name.is_empty())),
-            ("general.author", self.author.as_ref()),
-            ("general.description", self.description.as_ref()),
-            ("general.license", self.license.as_ref()),
-            ("general.url", self.url.as_ref()),
-            ("general.size_label", size.as_ref()),
+            ("general.name", Some(self.name.as_str()).filter(|name| !name.is_empty())),
+            ("general.author", self.author.as_deref()),
+            ("general.description", self.description.as_deref()),
+            ("general.license", self.license.as_deref()),
+            ("general.url", self.url.as_deref()),
+            ("general.size_label", size),
         ];
         for (key, text) in texts {
             if let Some(text) = text {
-                metadata.push(key, text.as_str());
+                metadata.push(key, text);
             }
         }
         if let Some(base) = &self.base {

@@ -100,6 +100,17 @@ pub enum GgufError {
         source: ConfigError,
     },
 
+    /// Keys that call for more numbers than there are.
+    #[error("the keys of `{}` call for {expected} numbers and its tensors hold {found}", path.display())]
+    TooSmall {
+        /// The file.
+        path: PathBuf,
+        /// How many the keys call for.
+        expected: u64,
+        /// How many there are.
+        found: u64,
+    },
+
     /// Rotary factors that come from no known scaling.
     #[error("`{tensor}` of `{}` holds factors of rotary frequencies that are not those of Llama 3's scaling", path.display())]
     WrongFactors {

@@ -6,7 +6,9 @@ use std::ops::Range;
 use super::arch::{Architecture, Rotation, ValueHeads};
 use super::names::{self, Form};
 use super::order::Order;
-use crate::{AttentionSpec, DecoderSpec, GatedDeltaSpec, HeadSpec, MixerSpec, Role, TensorSpec, inventory};
+use crate::{
+    AttentionSpec, DecoderSpec, GatedDeltaSpec, HeadSpec, MixerSpec, Role, RopeScaling, TensorSpec, inventory,
+};
 
 /// What is done to each number on its way into the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,11 +118,7 @@ impl Layout {
             }
             pieces.extend(found);
         }
-        let scaled = architecture.rope_factors && spec.rope.scaling == "llama3";
-        let rope_factors = scaled.then(|| {
-            let plain = spec.rope.origin.unscaled(spec.rope.rotary_dim);
-            plain.zip(&spec.rope.inv_freq).map(|(plain, scaled)| plain / scaled).collect()
-        });
+        let rope_factors = rope_factors(architecture, spec);
         Self { inventory, pieces, rope_factors }
     }
 
@@ -129,6 +127,15 @@ impl Layout {
         let source = self.inventory.iter().position(|known| known.name == tensor);
         self.pieces.iter().filter(move |piece| Some(piece.source) == source)
     }
+}
+
+/// What a file says of Llama 3's scaling: what it divides the frequency of each pair by.
+pub(super) fn rope_factors(architecture: &Architecture, spec: &DecoderSpec) -> Option<Vec<f32>> {
+    let is_scaled = matches!(spec.rope.origin.scaling, Some(RopeScaling::Llama3 { .. }));
+    (architecture.rope_factors && is_scaled).then(|| {
+        let plain = spec.rope.origin.unscaled(spec.rope.rotary_dim);
+        plain.zip(&spec.rope.inv_freq).map(|(plain, scaled)| plain / scaled).collect()
+    })
 }
 
 fn pieces(architecture: &Architecture, spec: &DecoderSpec, source: usize, tensor: &TensorSpec) -> Vec<Piece> {

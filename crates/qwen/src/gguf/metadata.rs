@@ -103,7 +103,7 @@ impl Keys<'_> {
 /// The n such that every n-th layer is not recurrent and all others are, if there is one.
 fn interval(recurrent: &[bool]) -> Option<usize> {
     let first = recurrent.iter().position(|&recurrent| !recurrent)? + 1;
-    let follows = |(layer, &recurrent): (usize, &bool)| recurrent == !(layer + 1).is_multiple_of(first);
+    let follows = |(layer, &recurrent): (usize, &bool)| recurrent != (layer + 1).is_multiple_of(first);
     recurrent.iter().enumerate().all(follows).then_some(first)
 }
 

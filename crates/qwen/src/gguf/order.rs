@@ -21,7 +21,7 @@ struct Run {
 impl Order {
     /// `0..len`, as it is.
     pub(super) fn all(len: usize) -> Self {
-        [0..len].into_iter().collect()
+        std::iter::once(0..len).collect()
     }
 
     /// Number of indices.

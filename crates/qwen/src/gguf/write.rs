@@ -110,7 +110,7 @@ pub fn write(
 fn keys(model: &ModelDir, architecture: &Architecture, tokenizer: &Tokenizer, about: &About, quant: Quant) -> Metadata {
     let mut keys = Metadata::new();
     let size = about::size_label(&model.inventory, model.spec.sparse().map(|sparse| sparse.experts));
-    about.put(&mut keys, architecture.name, "model", Some(size));
+    about.put(&mut keys, architecture.name, "model", Some(&size));
     metadata::put(&mut keys, architecture, &model.spec, &model.config);
     tokenizer.put(&mut keys);
     about::put_version(&mut keys, Some(quant.file_type()));
@@ -136,6 +136,7 @@ fn write_piece(rows: &MergedRows<'_>, layout: &Layout, piece: &Piece, outputs: &
     let count = (BLOCK / piece.width.max(1)).max(1);
     let count = if piece.shape.len() == 1 { piece.rows.len() } else { count };
     let mut values = Vec::new();
+    rows.prepare(tensor)?;
     for start in (0..piece.rows.len()).step_by(count) {
         let end = piece.rows.len().min(start + count);
         values.resize((end - start) * piece.width, 0.0);

@@ -6,8 +6,7 @@ use qwen_tune_weights::gguf::{GgufFile, Value};
 use serde_json::{Map, Value as Json, json};
 
 use crate::gguf::arch::Architecture;
-use crate::gguf::layout::Layout;
-use crate::gguf::{GgufError, names};
+use crate::gguf::{GgufError, layout, names};
 use crate::{DecoderSpec, family};
 
 /// Fields that are a key's number as it is. What a family needs and a file lacks is reported when the fields are read.
@@ -245,7 +244,7 @@ fn wave_scaling(
         let same = |one: &[f32]| {
             one.len() == factors.len() && one.iter().zip(factors).all(|(one, other)| (one - other).abs() < 1e-4 * other)
         };
-        if Layout::new(architecture, &spec).rope_factors.as_deref().is_some_and(same) {
+        if layout::rope_factors(architecture, &spec).as_deref().is_some_and(same) {
             return Ok((config, spec));
         }
     }

@@ -8,7 +8,7 @@ use std::{
     borrow::Cow,
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use qwen_tune_weights::gguf::{GgufFile, Metadata};
@@ -19,11 +19,13 @@ use self::places::Place;
 use super::layout::Layout;
 use super::tokenizer::{Rebuilt, rebuild};
 use super::{Architecture, GgufError, arch};
-use crate::{DecoderSpec, targets::nearest};
+use crate::{DecoderSpec, TensorSpec, inventory, targets::nearest};
 
 /// What checkpoints put before the names of a decoder's tensors.
 const PREFIX: &str = "model.";
 const HEAD: &str = "lm_head.weight";
+/// How many times more numbers than a file holds its keys may call for.
+const MISSING: u64 = 16;
 
 /// An opened file. Opening reads its header; tensors are turned back when they are read.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ impl GgufModel {
         let tokenizer = rebuild(path, file.metadata());
         let eos = tokenizer.as_ref().map(|rebuilt| rebuilt.eos.clone()).unwrap_or_default();
         let (config, spec) = config::config(&file, architecture, &eos)?;
+        enough(&file, &spec).map_err(|fault| vec![fault])?;
         let layout = Layout::new(architecture, &spec);
         let found = places::find(&file, &layout, &spec)?;
         let mut infos = Vec::with_capacity(layout.inventory.len());
@@ -89,6 +92,10 @@ impl GgufModel {
         }
     }
 
+    fn last(&self) -> MutexGuard<'_, Option<(String, Arc<Vec<f32>>)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn place(&self, name: &str) -> Result<&(usize, Vec<Place>), WeightError> {
         self.places.get(name).ok_or_else(|| WeightError::Missing {
             tensor: name.to_owned(),
@@ -119,16 +126,15 @@ impl TensorSource for GgufModel {
     }
 
     fn read_elements_f32(&self, name: &str, first: usize, values: &mut [f32]) -> Result<(), WeightError> {
-        let whole = {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*last {
-                Some((kept, whole)) if kept == name => Arc::clone(whole),
-                _ => {
-                    *last = None;
-                    let whole = Arc::new(self.read_f32(name)?);
-                    *last = Some((name.to_owned(), Arc::clone(&whole)));
-                    whole
-                }
+        let kept = self.last().clone().filter(|(kept, _)| kept == name);
+        let whole = match kept {
+            Some((_, whole)) => whole,
+            None => {
+                // The one before goes first. Decoding runs on many threads, any of which may come by here: no lock is held.
+                *self.last() = None;
+                let whole = Arc::new(self.read_f32(name)?);
+                *self.last() = Some((name.to_owned(), Arc::clone(&whole)));
+                whole
             }
         };
         let found = whole.get(first..).and_then(|rest| rest.get(..values.len()));
@@ -146,6 +152,20 @@ impl TensorSource for GgufModel {
             self.file.release(&place.tensor);
         }
     }
+}
+
+/// Keys may call for any number of rows, of which lists are made; a file that lacks a few tensors has those named, one that
+/// holds next to nothing of what it says is refused before.
+fn enough(file: &GgufFile, spec: &DecoderSpec) -> Result<(), GgufError> {
+    let sum = |elements: &mut dyn Iterator<Item = u64>| elements.fold(0, u64::saturating_add);
+    let found = sum(&mut file.tensors().iter().map(|tensor| tensor.elements() as u64));
+    let product =
+        |tensor: &TensorSpec| tensor.shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64));
+    let expected = sum(&mut inventory(spec).iter().map(product));
+    if expected / MISSING <= found {
+        return Ok(());
+    }
+    Err(GgufError::TooSmall { path: file.path().to_owned(), expected, found })
 }
 
 fn architecture(path: &Path, metadata: &Metadata) -> Result<&'static Architecture, GgufError> {

@@ -232,3 +232,25 @@ fn a_tokenizer_beside_a_file_goes_before_the_files_own() {
     fs::write(&path, "GGUF").unwrap();
     assert_eq!(ModelDir::open(&path).unwrap_err().len(), 1);
 }
+
+/// Tensors of many pieces of work, read by many threads at once.
+#[test]
+fn a_large_file_is_written_again_without_waiting_for_itself() {
+    let mut config = models()[8].clone();
+    for (field, value) in
+        [("hidden_size", 256), ("intermediate_size", 1500), ("head_dim", 64), ("num_attention_heads", 4)]
+    {
+        config[field] = value.into();
+    }
+    let (_home, model) = stored(&config);
+    let out = tempfile::tempdir().unwrap();
+    write(&model, None, out.path(), &options(&[Quant::Q8_0])).unwrap();
+    let opened = ModelDir::open(out.path().join("test-Q8_0.gguf")).unwrap();
+    let again = WriteOptions { name: "again".to_owned(), ..options(&[Quant::F32]) };
+    write(&opened, None, out.path(), &again).unwrap();
+    let open = |name: &str| GgufFile::open(&out.path().join(name)).unwrap();
+    let (first, second) = (open("test-Q8_0.gguf"), open("again-F32.gguf"));
+    for tensor in first.tensors() {
+        assert_eq!(first.read_f32(&tensor.name).unwrap(), second.read_f32(&tensor.name).unwrap(), "{}", tensor.name);
+    }
+}
