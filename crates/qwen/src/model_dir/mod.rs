@@ -5,6 +5,7 @@
 
 mod error;
 mod files;
+mod passengers;
 mod stored;
 mod verify;
 
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 pub use error::ModelError;
 pub use files::LOCK_FILE;
+pub use passengers::PassengerGroup;
 pub use stored::Part;
 
 use crate::{DecoderSpec, TensorSpec, family};
