@@ -216,8 +216,8 @@ mod head {
     }
 }
 
-/// Frozen experts of 256 channels on 512 hidden ones, four a token, which takes the same however many there are, until few
-/// rows are left for each. `scripts/bench_experts.py` gives the same to transformers.
+/// Frozen experts of 256 channels on 512 hidden ones, four a token: the same arithmetic however many there are, and ever fewer
+/// rows for each weight that is read. `scripts/bench_experts.py` gives the same to transformers.
 #[divan::bench_group(sample_count = 10, sample_size = 1)]
 mod experts {
     use super::*;
