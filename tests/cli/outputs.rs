@@ -29,6 +29,8 @@ fn shown(home: &Path, arguments: &[&str]) -> String {
 
 const LORA: &str = "recipes/smoke/qwen3-lora.toml";
 const MODEL: &str = "datasets/tiny-qwen3";
+const HYBRID: &str = "datasets/tiny-qwen3_5";
+const EXPERTS: &str = "datasets/tiny-qwen3_moe";
 
 /// Replaces times, speeds, sizes in memory, digests and anything else that another machine shows otherwise.
 const FILTERS: [(&str, &str); 14] = [
@@ -74,6 +76,8 @@ fn commands_that_look() {
         ("plan_that_would_fit", vec!["plan", LORA, "--set", "run.memory=60MB", "--set", "run.recompute=none"]),
         ("inspect_model", vec!["inspect", MODEL]),
         ("inspect_model_json", vec!["inspect", MODEL, "--json"]),
+        ("inspect_a_hybrid", vec!["inspect", HYBRID]),
+        ("inspect_experts", vec!["inspect", EXPERTS]),
         (
             "eval_of_a_model",
             vec!["eval", "--model", MODEL, "--data", "datasets/shakespeare_chat_eval.parquet", "--set", "eval.limit=8"],

@@ -6,6 +6,7 @@ mod changed;
 mod disk;
 mod kill;
 mod scene;
+mod smoke;
 mod stop;
 
 use std::path::{Path, PathBuf};
@@ -377,7 +378,7 @@ fn every_recipe_that_is_shipped_is_well_formed() {
 
 #[test]
 fn smoke_recipes_check_and_plan() {
-    for recipe in [LORA, FULL] {
+    for recipe in [LORA, FULL, "recipes/smoke/qwen3_5-lora.toml", "recipes/smoke/qwen3_moe-lora.toml"] {
         succeed(&["check", recipe]);
         assert!(succeed(&["plan", recipe]).contains("run.micro_batch"));
         let rows = succeed(&["data", recipe, "--rows", "2", "--json"]);

@@ -1,16 +1,16 @@
 //! Each operation at the sizes of a 135M model (h 576, 9/3 heads of 64, f 1536, V 49152), 512 tokens: CPU form and
-//! reference, forward alone and forward with backward; linear attention at those of Qwen3.5-4B. `items` are floating-point operations, or elements where
+//! reference, forward alone and forward with backward; linear attention at those of Qwen3.5-4B; experts at sizes that are in the modules. `items` are floating-point operations, or elements where
 //! memory is the limit.
 
 use std::sync::Arc;
 
 use burn::Tensor;
-use burn::tensor::{Device, Distribution};
+use burn::tensor::{Device, Distribution, Int};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use qwen_tune_kernels::{
-    Adapter, Segments, attention, causal_conv, gated_delta, gated_delta_step, gated_norm, head_loss, linear, reference,
-    rms_norm, rope, swiglu,
+    Adapter, Groups, Segments, attention, causal_conv, gated_delta, gated_delta_step, gated_norm, grouped_linear,
+    head_loss, linear, reference, rms_norm, rope, swiglu,
 };
 
 const TOKENS: usize = 512;
@@ -212,6 +212,82 @@ mod head {
         bencher.counter(ItemsCount::new(2 * 2 * TOKENS * HIDDEN * VOCABULARY)).bench_local(|| match form {
             Form::Fast => head_loss(h.clone(), head.clone(), &targets, &weights),
             Form::Reference => reference::head_loss(h.clone(), head.clone(), &targets, &weights, false),
+        });
+    }
+}
+
+/// Frozen experts of 256 channels on 512 hidden ones, four a token: the same arithmetic however many there are, and ever fewer
+/// rows for each weight that is read. `scripts/bench_experts.py` gives the same to transformers.
+#[divan::bench_group(sample_count = 10, sample_size = 1)]
+mod experts {
+    use super::*;
+
+    const WIDTH: usize = 512;
+    const INNER: usize = 256;
+    const ACTIVE: usize = 4;
+    const ROWS: usize = TOKENS * ACTIVE;
+    const FLOPS: usize = 2 * ROWS * 3 * INNER * WIDTH;
+
+    struct Operands {
+        x: Tensor<2>,
+        gate_up: Tensor<3>,
+        down: Tensor<3>,
+        groups: Arc<Groups>,
+        token_of_row: Tensor<1, Int>,
+        row_of_choice: Tensor<1, Int>,
+        weights: Tensor<3>,
+    }
+
+    impl Operands {
+        /// Every expert has as many rows, its tokens far apart.
+        fn draw(experts: usize) -> Self {
+            let expert = |choice: usize| (choice / ACTIVE + choice % ACTIVE * experts / ACTIVE) % experts;
+            let mut choice_of_row: Vec<usize> = (0..ROWS).collect();
+            choice_of_row.sort_by_key(|&choice| expert(choice));
+            let mut row_of_choice = vec![0; ROWS];
+            (0..ROWS).for_each(|row| row_of_choice[choice_of_row[row]] = row as i32);
+            let token_of_row: Vec<i32> = choice_of_row.iter().map(|&choice| (choice / ACTIVE) as i32).collect();
+            let index = |rows: Vec<i32>| Tensor::from_ints(rows.as_slice(), &Device::flex());
+            Self {
+                x: draw([TOKENS, WIDTH]),
+                gate_up: draw([experts, 2 * INNER, WIDTH]),
+                down: draw([experts, WIDTH, INNER]),
+                groups: Groups::of_counts(&vec![ROWS / experts; experts]),
+                token_of_row: index(token_of_row),
+                row_of_choice: index(row_of_choice),
+                weights: draw([TOKENS, ACTIVE, 1]),
+            }
+        }
+
+        /// What a sparse layer does behind its router.
+        fn apply(&self, form: Form, x: &Tensor<2>) -> Tensor<2> {
+            let map = |x: &Tensor<2>, weight: &Tensor<3>| match form {
+                Form::Fast => grouped_linear(x, weight, &self.groups),
+                Form::Reference => reference::grouped_linear(x, weight, &self.groups),
+            };
+            let both = map(&x.clone().select(0, self.token_of_row.clone()), &self.gate_up);
+            let (gate, up) = (both.clone().narrow(1, 0, INNER), both.narrow(1, INNER, INNER));
+            let inner = match form {
+                Form::Fast => swiglu(gate, up),
+                Form::Reference => reference::swiglu(gate, up),
+            };
+            let y: Tensor<3> =
+                map(&inner, &self.down).select(0, self.row_of_choice.clone()).reshape([TOKENS, ACTIVE, WIDTH]);
+            (y * self.weights.clone()).sum_dim(1).reshape([TOKENS, WIDTH])
+        }
+    }
+
+    #[divan::bench(consts = [8, 16, 32, 64, 128], args = FORMS)]
+    fn forward<const EXPERTS: usize>(bencher: Bencher, form: Form) {
+        let operands = Operands::draw(EXPERTS);
+        bencher.counter(ItemsCount::new(FLOPS)).bench_local(|| operands.apply(form, &operands.x));
+    }
+
+    #[divan::bench(consts = [8, 16, 32, 64, 128], args = FORMS)]
+    fn backward<const EXPERTS: usize>(bencher: Bencher, form: Form) {
+        let (operands, upstream) = (Operands::draw(EXPERTS), draw([TOKENS, WIDTH]));
+        forward_backward(bencher.counter(ItemsCount::new(2 * FLOPS)), &upstream, || {
+            operands.apply(form, &tracked(&operands.x))
         });
     }
 }

@@ -1,5 +1,5 @@
-//! A merge needs the memory of its largest tensor, whatever the size of the model. Alone in its process, because it
-//! reads the peak of the whole process.
+//! A merge needs the memory of a few blocks of rows, whatever the size of the model and of its tensors. Alone in its
+//! process, because it reads the peak of the whole process.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -26,10 +26,10 @@ fn peak() -> u64 {
 }
 
 #[test]
-fn a_merge_needs_the_memory_of_one_tensor() {
+fn a_merge_needs_less_memory_than_one_tensor() {
     let config = serde_json::json!({
-        "model_type": "llama", "vocab_size": 16384, "hidden_size": 1024, "intermediate_size": 4096,
-        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
+        "model_type": "llama", "vocab_size": 16384, "hidden_size": 2048, "intermediate_size": 16384,
+        "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 64,
     });
     let home = tempfile::tempdir().unwrap();
@@ -45,7 +45,7 @@ fn a_merge_needs_the_memory_of_one_tensor() {
         .collect();
     let total: u64 = infos.iter().map(|info| info.bytes() as u64).sum();
     let largest: u64 = infos.iter().map(|info| info.bytes() as u64).max().unwrap();
-    assert!(total > 200 * MIB && largest == 32 * MIB, "{total} {largest}");
+    assert!(total > 200 * MIB && largest == 64 * MIB, "{total} {largest}");
     let mut sink = ShardedWriter::create(&base, Layout::single(&infos));
     sink.declare(&infos).unwrap();
     for info in &infos {
@@ -79,5 +79,5 @@ fn a_merge_needs_the_memory_of_one_tensor() {
     let before = peak();
     merge(&model, Change::Adapter(&adapter), &home.path().join("merged")).unwrap();
     let grown = peak().saturating_sub(before);
-    assert!(grown < 2 * largest + 24 * MIB, "the merge of {} MiB took {} MiB", total / MIB, grown / MIB);
+    assert!(grown < largest, "the merge of {} MiB took {} MiB", total / MIB, grown / MIB);
 }

@@ -14,6 +14,10 @@ pub trait TensorSink {
     /// Writes the next tensor: the name that is due, and its bytes, little-endian in C order.
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), WeightError>;
 
+    /// Writes the next bytes of the tensor that is due: whole rows of its last axis. The tensor is written when all of
+    /// them are, so that no more than a part of a large one need be in memory.
+    fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<(), WeightError>;
+
     /// Makes what was written durable and gives it its final name.
     fn finish(self: Box<Self>) -> Result<Written, WeightError>;
 }

@@ -1,9 +1,11 @@
 //! [`merge`]: the base with what was learnt written into its weights, streamed from file to file.
 //!
 //! The result has the base's files, tensor names, types and order. Tensors that training did not touch are copied byte
-//! for byte. A merged weight is `W + s·(B·A)` in f32, rounded once to the stored type.
+//! for byte. A merged weight is `W + s·(B·A)` in f32, rounded once to the stored type. Tensors go through in blocks of
+//! rows, because those that hold all experts of a layer may be larger than memory.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs,
     ops::Range,
@@ -21,6 +23,8 @@ use rayon::prelude::*;
 use super::ExportError;
 use crate::{ModelDir, TensorSpec, targets::nearest};
 
+/// Bytes of a tensor that are in memory at a time; whole rows, at least one. Tests merge in many blocks.
+const BLOCK: usize = if cfg!(test) { 1 << 8 } else { 1 << 24 };
 /// Rows of a weight that one thread merges at a time.
 const ROWS: usize = 16;
 /// Columns merged at a time, so that a tile of A stays in the second-level cache.
@@ -118,12 +122,17 @@ fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, directory: &Pa
     sink.declare(source.tensors())?;
     // A checkpoint lists its tensors shard after shard in file order, which is the order the sink wants.
     for info in source.tensors() {
-        let stored = source.read(&info.name)?;
-        match updates.get(&info.name) {
-            None => sink.write(&info.name, &stored)?,
-            Some(update) => sink.write(&info.name, &update.apply(info, &stored)?)?,
+        let (stored, size) = (source.read(&info.name)?, info.dtype.size());
+        let update = updates.get(&info.name);
+        for block in blocks(info) {
+            let stored = &stored[block.start * size..block.end * size];
+            match update {
+                None => sink.write_part(&info.name, stored)?,
+                Some(update) => sink.write_part(&info.name, &update.apply(info, stored, block)?)?,
+            }
+            source.release(&info.name);
+            update.into_iter().for_each(Update::release);
         }
-        source.release(&info.name);
     }
     let written = sink.finish()?;
     Ok(Merged { path: directory.to_owned(), written, changed: updates.len(), copied })
@@ -144,7 +153,6 @@ impl MergedRows<'_> {
         for (part, elements, place) in self.model.parts_within(tensor, first..first + values.len()) {
             let values = &mut values[place];
             match self.updates.get(&part.name) {
-                Some(Update::Full { source, name }) => source.read_elements_f32(name, elements.start, values)?,
                 Some(Update::Part { source, whole, start }) => {
                     source.read_elements_f32(&whole.name, start + elements.start, values)?;
                 }
@@ -173,47 +181,52 @@ impl MergedRows<'_> {
     }
 }
 
+/// The elements of a tensor, in blocks of whole rows of its last axis; one empty block where there are none.
+fn blocks(info: &TensorInfo) -> impl Iterator<Item = Range<usize>> {
+    let elements = info.elements();
+    let row = if info.shape.len() < 2 { 1 } else { info.shape.last().copied().unwrap_or(1).max(1) };
+    let step = (BLOCK / (row * info.dtype.size())).max(1) * row;
+    (0..elements.max(1)).step_by(step).map(move |start| start..elements.min(start + step))
+}
+
 /// How one stored tensor changes.
 #[derive(Clone, Copy)]
 enum Update<'a> {
     /// `first` is the first row of the stored matrix among the rows of all the pair's matrices.
-    Lora {
-        pair: &'a LoraPair,
-        first: usize,
-    },
-    Full {
-        source: &'a dyn TensorSource,
-        name: &'a str,
-    },
-    /// A run of a larger tensor's elements, from `start` on: one expert's matrix out of all experts'.
-    Part {
-        source: &'a dyn TensorSource,
-        whole: &'a TensorInfo,
-        start: usize,
-    },
+    Lora { pair: &'a LoraPair, first: usize },
+    /// A run of a tensor's elements, from `start` on: all of them, or one expert's matrix out of all experts'.
+    Part { source: &'a dyn TensorSource, whole: &'a TensorInfo, start: usize },
 }
 
 impl Update<'_> {
-    /// The new bytes, in the stored type.
-    fn apply(&self, info: &TensorInfo, stored: &[u8]) -> Result<Vec<u8>, WeightError> {
+    /// The new bytes of a block of elements that has these stored bytes, in the stored type.
+    fn apply(&self, info: &TensorInfo, stored: &[u8], block: Range<usize>) -> Result<Cow<'_, [u8]>, WeightError> {
         match self {
-            Update::Lora { pair, first } => add_product(info, stored, pair, *first),
-            Update::Full { source, name } => match source.info(name) {
-                Some(new) if new.dtype == info.dtype => Ok(source.read(name)?.into_owned()),
-                _ => encoding::encode(info, &source.read_f32(name)?),
-            },
-            Update::Part { source, whole, start } => {
-                let size = whole.dtype.size();
-                let bytes = source.read(&whole.name)?;
-                let bytes = &bytes[start * size..(start + info.elements()) * size];
-                if whole.dtype == info.dtype {
-                    return Ok(bytes.to_vec());
-                }
-                let part = TensorInfo::new(info.name.clone(), whole.dtype, info.shape.clone());
-                let mut values = vec![0.0; info.elements()];
-                encoding::decode_into(&part, bytes, &mut values)?;
-                encoding::encode(info, &values)
+            Update::Lora { pair, first } => {
+                add_product(info, stored, pair, first + block.start / pair.in_features).map(Cow::Owned)
             }
+            Update::Part { source, whole, start } => {
+                let (size, first) = (whole.dtype.size(), start + block.start);
+                let bytes = match source.read(&whole.name)? {
+                    Cow::Borrowed(all) => Cow::Borrowed(&all[first * size..(first + block.len()) * size]),
+                    Cow::Owned(all) => Cow::Owned(all[first * size..(first + block.len()) * size].to_vec()),
+                };
+                if whole.dtype == info.dtype {
+                    return Ok(bytes);
+                }
+                let mut values = vec![0.0; block.len()];
+                encoding::decode_into(whole, &bytes, &mut values)?;
+                let mut bytes = vec![0; stored.len()];
+                encoding::encode_into(info, &values, &mut bytes)?;
+                Ok(Cow::Owned(bytes))
+            }
+        }
+    }
+
+    /// Says that what was read for it is written.
+    fn release(&self) {
+        if let Update::Part { source, whole, .. } = self {
+            source.release(&whole.name);
         }
     }
 }
@@ -317,7 +330,7 @@ impl<'a> Updates<'a> {
                     base: base.shape.clone(),
                 }),
                 Some(base) => {
-                    let update = Update::Full { source, name: &info.name };
+                    let update = Update::Part { source, whole: info, start: 0 };
                     if base.dtype != info.dtype
                         && let Some(dtype) = [base.dtype, info.dtype].into_iter().find(|dtype| !dtype.converts_to_f32())
                     {

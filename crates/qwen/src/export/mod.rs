@@ -1,6 +1,6 @@
 //! Writing a trained model out: as one merged checkpoint, or as an adapter beside its base.
 //!
-//! Exports are streams from file to file: one tensor in memory at a time, no device, no model built.
+//! Exports are streams from file to file: some rows of one tensor in memory at a time, no device, no model built.
 
 mod adapter;
 mod config;

@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod passengers;
 mod side;
 mod stored;
 mod verify;
@@ -24,6 +25,7 @@ use serde_json::Value;
 
 pub use error::ModelError;
 pub use files::LOCK_FILE;
+pub use passengers::PassengerGroup;
 use side::SideFiles;
 pub use stored::Part;
 pub use weights::Weights;

@@ -121,6 +121,21 @@ fn other_parts_are_passengers() {
 }
 
 #[test]
+fn passengers_are_counted_by_what_they_are_for() {
+    let extra = vec![
+        info("model.visual.patch_embed.weight", &[2, 2]),
+        info("mtp.fc.weight", &[8, 16]),
+        info("mtp.norm.weight", &[8]),
+        TensorInfo::new("score.weight", Dtype::F16, [3]),
+    ];
+    let model = open(&Fixture { extra, head_copy: true, ..Fixture::new("qwen3").tied() });
+    let mut groups: Vec<_> =
+        model.passenger_groups().iter().map(|g| (g.purpose, g.tensors, g.parameters, g.bytes)).collect();
+    groups.sort_unstable();
+    assert_eq!(groups, [("head", 1, 192, 768), ("mtp", 2, 136, 544), ("other", 1, 3, 6), ("vision", 1, 4, 16)]);
+}
+
+#[test]
 fn ids_that_end_a_text_come_from_both_files() {
     let home = Fixture::new("qwen3").write();
     assert_eq!(ModelDir::open(home.path()).unwrap().eos_ids(), [2]);

@@ -17,6 +17,9 @@ pub(super) const PREFIXES: [&str; 4] = ["model.language_model.", "language_model
 /// Where the head lies; never below the decoder's prefix.
 const HEADS: [&str; 2] = ["lm_head.weight", "language_model.lm_head.weight"];
 
+/// Bytes of two tensors that are compared at a time.
+const PIECE: usize = 1 << 24;
+
 /// What holding the two against each other yields.
 pub(super) struct Verified {
     pub(super) spec: DecoderSpec,
@@ -120,10 +123,14 @@ fn is_same(checkpoint: &dyn TensorSource, one: &str, other: &str) -> Result<bool
     {
         return Ok(false);
     }
-    let same = checkpoint.read(one)? == checkpoint.read(other)?;
-    checkpoint.release(one);
-    checkpoint.release(other);
-    Ok(same)
+    let (first, second) = (checkpoint.read(one)?, checkpoint.read(other)?);
+    // In pieces, so that no more of the two than that is in memory.
+    Ok(first.chunks(PIECE).zip(second.chunks(PIECE)).all(|(first, second)| {
+        let same = first == second;
+        checkpoint.release(one);
+        checkpoint.release(other);
+        same
+    }))
 }
 
 fn check(name: &str, shape: &[usize], info: &TensorInfo, faults: &mut Vec<ModelError>) {

@@ -18,8 +18,8 @@ pub struct ShardedWriter {
     directory: PathBuf,
     layout: Layout,
     plan: Option<HashMap<String, TensorInfo>>,
-    /// The file being written, and how many of its tensors are.
-    open: Option<(SafetensorsWriter, usize)>,
+    /// The file being written.
+    open: Option<SafetensorsWriter>,
     shard: usize,
     written: Written,
 }
@@ -39,11 +39,11 @@ impl ShardedWriter {
 
     /// Opens the next file that has something to hold; files without tensors are written on the way.
     fn advance(&mut self) -> Result<(), WeightError> {
-        let plan = self.plan.as_ref().ok_or_else(|| WeightError::WrongOrder {
-            path: self.directory.clone(),
-            what: "written to before its tensors were declared",
-        })?;
         while self.open.is_none() {
+            let plan = self.plan.as_ref().ok_or_else(|| WeightError::WrongOrder {
+                path: self.directory.clone(),
+                what: "written to before its tensors were declared",
+            })?;
             let Some(shard) = self.layout.shards.get(self.shard) else {
                 return Ok(());
             };
@@ -51,27 +51,40 @@ impl ShardedWriter {
             let mut writer = SafetensorsWriter::create(&target, shard.metadata.clone())?;
             let infos: Vec<TensorInfo> = shard.tensors.iter().map(|name| plan[name].clone()).collect();
             writer.declare(&infos)?;
-            self.open = Some((writer, infos.len()));
-            if infos.is_empty() {
-                Self::close_file(&mut self.open, &mut self.shard, &mut self.written)?;
-            }
+            self.open = Some(writer);
+            self.close_whole()?;
         }
         Ok(())
     }
 
-    fn close_file(
-        open: &mut Option<(SafetensorsWriter, usize)>,
-        shard: &mut usize,
-        written: &mut Written,
-    ) -> Result<(), WeightError> {
-        if let Some((writer, _)) = open.take() {
+    /// Closes the file that is open if nothing is missing in it.
+    fn close_whole(&mut self) -> Result<(), WeightError> {
+        if let Some(writer) = self.open.take_if(|writer| writer.is_whole()) {
             let one = writer.close()?;
-            written.files.extend(one.files);
-            written.tensors += one.tensors;
-            written.bytes += one.bytes;
-            *shard += 1;
+            self.written.files.extend(one.files);
+            self.written.tensors += one.tensors;
+            self.written.bytes += one.bytes;
+            self.shard += 1;
         }
         Ok(())
+    }
+
+    /// Opens the file that `name` goes into, lets `put` write to it, and closes it behind its last tensor.
+    fn write_by(
+        &mut self,
+        name: &str,
+        put: impl FnOnce(&mut SafetensorsWriter) -> Result<(), WeightError>,
+    ) -> Result<(), WeightError> {
+        self.advance()?;
+        let Some(writer) = &mut self.open else {
+            return Err(WeightError::OutOfTurn {
+                path: self.directory.clone(),
+                expected: None,
+                found: name.to_owned(),
+            });
+        };
+        put(writer)?;
+        self.close_whole()
     }
 
     fn write_index(&self) -> Result<Option<PathBuf>, WeightError> {
@@ -113,25 +126,16 @@ impl TensorSink for ShardedWriter {
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), WeightError> {
-        self.advance()?;
-        let Some((writer, left)) = &mut self.open else {
-            return Err(WeightError::OutOfTurn {
-                path: self.directory.clone(),
-                expected: None,
-                found: name.to_owned(),
-            });
-        };
-        writer.write(name, bytes)?;
-        *left -= 1;
-        if *left == 0 {
-            Self::close_file(&mut self.open, &mut self.shard, &mut self.written)?;
-        }
-        Ok(())
+        self.write_by(name, |writer| writer.write(name, bytes))
+    }
+
+    fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<(), WeightError> {
+        self.write_by(name, |writer| writer.write_part(name, bytes))
     }
 
     fn finish(mut self: Box<Self>) -> Result<Written, WeightError> {
         self.advance()?;
-        if let Some((writer, _)) = self.open.take() {
+        if let Some(writer) = self.open.take() {
             // Says which tensor is due.
             return writer.close();
         }

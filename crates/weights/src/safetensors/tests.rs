@@ -317,6 +317,42 @@ fn a_writer_takes_exactly_what_was_declared() {
 }
 
 #[test]
+fn tensors_in_parts_make_the_same_files() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_sharded(whole.path());
+    let layout = sharded_layout();
+    let mut sink = Box::new(ShardedWriter::create(parts.path(), layout.clone()));
+    let plan = ordered(&layout);
+    sink.declare(&plan).unwrap();
+    for (seed, info) in plan.iter().enumerate() {
+        let bytes = content(info, seed);
+        // Nothing is a part too; of an empty tensor it is all.
+        if !bytes.is_empty() {
+            sink.write_part(&info.name, &[]).unwrap();
+        }
+        let (first, rest) = bytes.split_at(bytes.len() / 3);
+        if !first.is_empty() {
+            sink.write_part(&info.name, first).unwrap();
+            assert!(matches!(sink.write_part("ghost", rest), Err(WeightError::OutOfTurn { .. })));
+            assert!(matches!(sink.write(&info.name, &bytes), Err(WeightError::WrongData { .. })));
+            let found = bytes.len() + first.len();
+            let error = sink.write_part(&info.name, &bytes).unwrap_err();
+            assert!(matches!(error, WeightError::WrongData { found: f, .. } if f == found), "{error}");
+        }
+        sink.write_part(&info.name, rest).unwrap();
+    }
+    sink.finish().unwrap();
+    assert_eq!(names(whole.path()), names(parts.path()));
+    for name in names(whole.path()) {
+        assert!(fs::read(whole.path().join(&name)).unwrap() == fs::read(parts.path().join(&name)).unwrap(), "{name}");
+    }
+    let mut cut = SafetensorsWriter::create(&parts.path().join("cut"), pt()).unwrap();
+    cut.declare(&small_plan()[..1]).unwrap();
+    cut.write_part(&small_plan()[0].name, &[0; 1]).unwrap();
+    assert!(matches!(cut.close(), Err(WeightError::Unfinished { missing: 1, .. })));
+}
+
+#[test]
 fn a_sharded_writer_wants_the_layouts_tensors() {
     let home = tempfile::tempdir().unwrap();
     let mut sink = ShardedWriter::create(home.path(), sharded_layout());

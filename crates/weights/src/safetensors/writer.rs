@@ -22,6 +22,8 @@ pub struct SafetensorsWriter {
     output: BufWriter<File>,
     plan: Option<Vec<TensorInfo>>,
     written: usize,
+    /// Bytes of the tensor that is due.
+    part: usize,
     bytes: u64,
 }
 
@@ -38,6 +40,7 @@ impl SafetensorsWriter {
             output: BufWriter::with_capacity(BUFFER, handle),
             plan: None,
             written: 0,
+            part: 0,
             bytes: 0,
         })
     }
@@ -55,6 +58,26 @@ impl SafetensorsWriter {
         self.output.flush().map_err(WeightError::io("write", &self.target))?;
         self.partial.commit()?;
         Ok(Written { files: vec![self.target], tensors: plan.len(), bytes: self.bytes })
+    }
+
+    /// Whether every declared tensor is written.
+    pub(super) fn is_whole(&self) -> bool {
+        self.plan.as_ref().is_some_and(|plan| plan.len() == self.written)
+    }
+
+    /// Bytes of the tensor that is due, if that is `name`.
+    fn due(&self, name: &str) -> Result<usize, WeightError> {
+        let Some(plan) = &self.plan else {
+            return Err(self.wrong_order("written to before its tensors were declared"));
+        };
+        match plan.get(self.written) {
+            Some(info) if info.name == name => Ok(info.bytes()),
+            due => Err(WeightError::OutOfTurn {
+                path: self.target.clone(),
+                expected: due.map(|info| info.name.clone()),
+                found: name.to_owned(),
+            }),
+        }
     }
 
     fn wrong_order(&self, what: &'static str) -> WeightError {
@@ -83,24 +106,25 @@ impl TensorSink for SafetensorsWriter {
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), WeightError> {
-        let Some(plan) = &self.plan else {
-            return Err(self.wrong_order("written to before its tensors were declared"));
-        };
-        let due = plan.get(self.written);
-        if due.map(|info| info.name.as_str()) != Some(name) {
-            return Err(WeightError::OutOfTurn {
-                path: self.target.clone(),
-                expected: due.map(|info| info.name.clone()),
-                found: name.to_owned(),
-            });
-        }
-        let expected = due.map_or(0, TensorInfo::bytes);
+        let expected = self.due(name)?;
         if expected != bytes.len() {
             return Err(WeightError::WrongData { tensor: name.to_owned(), expected, found: bytes.len() });
         }
+        self.write_part(name, bytes)
+    }
+
+    fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<(), WeightError> {
+        let (expected, found) = (self.due(name)?, self.part + bytes.len());
+        if found > expected {
+            return Err(WeightError::WrongData { tensor: name.to_owned(), expected, found });
+        }
         self.put(bytes)?;
-        self.written += 1;
         self.bytes += bytes.len() as u64;
+        self.part = found;
+        if found == expected {
+            self.part = 0;
+            self.written += 1;
+        }
         Ok(())
     }
 

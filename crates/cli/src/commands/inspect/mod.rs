@@ -1,5 +1,7 @@
 //! `inspect`: what lies at a path.
 
+mod layers;
+
 use std::path::Path;
 
 use qwen_tune_qwen::{HeadSpec, ModelDir, TensorSpec, inventory, memory};
@@ -60,19 +62,16 @@ fn model(path: &Path) -> Result<(Value, String), Diagnostics> {
     table.row(["hidden".to_owned(), count(spec.hidden_size as u64)]);
     table.row(["vocabulary".to_owned(), format!("{}, head {head}", count(spec.vocab_size as u64))]);
     table.row(["positions".to_owned(), format!("{}, rope {}", count(spec.max_positions as u64), spec.rope.scaling)]);
-    let mut kinds: Vec<(String, usize)> = Vec::new();
-    for layer in &spec.layers {
-        let kind = layer.to_string();
-        match kinds.last_mut() {
-            Some((last, times)) if *last == kind => *times += 1,
-            _ => kinds.push((kind, 1)),
-        }
+    for row in layers::rows(&spec.layers) {
+        table.row(row);
     }
-    for (kind, times) in kinds {
-        table.row([format!("{times} layer(s)"), kind]);
-    }
-    if !model.passengers.is_empty() {
-        table.row(["passengers".to_owned(), format!("{} tensors carried unchanged", model.passengers.len())]);
+    let passengers = model.passenger_groups();
+    for (index, group) in passengers.iter().enumerate() {
+        let title = if index == 0 { "carried on" } else { "" };
+        let parameters = count(group.parameters);
+        let size = bytes(group.bytes);
+        let text = format!("{}: {} tensors, {parameters} parameters, {size}", group.purpose, group.tensors);
+        table.row([title.to_owned(), text]);
     }
     let value = json!({
         "kind": "model",
@@ -82,6 +81,7 @@ fn model(path: &Path) -> Result<(Value, String), Diagnostics> {
         "bytes": stored,
         "files": model.checkpoint.shards().len(),
         "passengers": model.passengers,
+        "passenger_groups": passengers,
     });
     Ok((value, table.render(0)))
 }
