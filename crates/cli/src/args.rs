@@ -247,6 +247,9 @@ pub struct ExportArgs {
     /// Quantisations of GGUF files, such as `q8_0,q4_k_m`.
     #[arg(long, value_name = "TYPES", value_delimiter = ',')]
     pub quant: Vec<String>,
+    /// Do not read it back and compare it with the trained model; its card says so.
+    #[arg(long)]
+    pub no_verify: bool,
     /// Where to put it.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

@@ -7,5 +7,6 @@ pub mod args;
 pub mod commands;
 pub mod diagnostic;
 pub mod plan;
+pub mod publish;
 pub mod recipe;
 pub mod terminal;

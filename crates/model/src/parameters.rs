@@ -22,6 +22,18 @@ pub struct Parameter {
     pub decays: bool,
 }
 
+impl Parameter {
+    /// Gives it other values.
+    ///
+    /// # Panics
+    /// If they do not fill its shape.
+    pub fn set(&mut self, values: Vec<f32>) {
+        let count = self.shape.iter().product::<usize>();
+        assert_eq!(values.len(), count, "invariant: values fill the shape of `{}`", self.name);
+        self.value = Tensor::from_data(TensorData::new(values, [count]), &self.value.device());
+    }
+}
+
 /// All trainable tensors of a run, in the order in which the model was built.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {

@@ -12,6 +12,7 @@ pub mod device;
 mod error;
 mod eval;
 mod event;
+mod fidelity;
 mod objective;
 mod optimizer;
 mod probe;
@@ -34,6 +35,7 @@ pub use config::{
 pub use error::{Failed, TrainError};
 pub use eval::{EVAL_GROUP, EvalSet, LossSum, batch_logps};
 pub use event::{Ending, Evaluation, Event, Fanout, Outcome, Sink, Step};
+pub use fidelity::{Fidelity, Reference};
 pub use objective::{Likelihood, Objective, objective};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
 pub use probe::{Pace, Probe};

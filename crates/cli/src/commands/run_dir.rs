@@ -71,6 +71,16 @@ pub(super) fn begin(plan: &Plan, doc: &RecipeDoc, lock: Option<&Lock>) -> Result
         .iter()
         .map(|c| serde_json::json!({ "key": c.key, "value": c.value, "reason": c.reason }))
         .collect();
+    // Names alone: where files lie on this machine is nobody's business who reads a model card.
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let sources: Vec<serde_json::Value> = plan
+        .data
+        .sources()
+        .map(|source| {
+            let files: Vec<String> = source.files.iter().map(|path| name(path)).collect();
+            serde_json::json!({ "files": files, "rows": source.rows })
+        })
+        .collect();
     let summary = serde_json::json!({
         "model": plan.model.spec,
         "device": plan.device.name,
@@ -78,6 +88,7 @@ pub(super) fn begin(plan: &Plan, doc: &RecipeDoc, lock: Option<&Lock>) -> Result
         "micro_batch": plan.micro_batch,
         "recompute": plan.recompute,
         "rows": plan.data.rows(),
+        "sources": sources,
         "lock": lock,
         "choices": choices,
     });

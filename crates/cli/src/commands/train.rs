@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use qwen_tune_data::Stream;
 use qwen_tune_model::{Decoder, Parameters};
+use qwen_tune_qwen::export::{ExportConfig, ExportKind};
 use qwen_tune_train::{
     AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance, Run,
     Sink, StopFlag, TrainState, objective,
 };
 use qwen_tune_weights::atomic::AtomicDir;
 
-use super::{DONE, Ended, INTERRUPTED, base, export::export_run, failed, failure, resume, run_dir};
+use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, resume, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, Prepared, prepare};
@@ -57,11 +58,37 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     if let Artefact::Adapter { .. } = plan.trained.artefact {
         save_adapter(&plan.trained.artefact, &run, &plan.directory.join("adapter"))?;
     }
-    for path in export_run(&plan, &run.parameters, run.state.made_from.base.as_ref())? {
+    let exports = export::asked(&plan);
+    let is_compared = |e: &ExportConfig| e.verify && matches!(e.to, ExportKind::Merged | ExportKind::Gguf);
+    let witness = if exports.iter().any(is_compared) { Some(witness(&plan, &decoder, &run.parameters)?) } else { None };
+    let adapter = plan.trained.artefact.adapter(&run.parameters);
+    let lock = run.state.made_from.base.take();
+    // Exports are streams, and what is read back is a model of its own: there is room for one.
+    drop(run);
+    drop(decoder);
+    let full = if adapter.is_none() { Some(export::full_tensors(&plan.directory)?.1) } else { None };
+    let trained = export::Trained {
+        adapter: adapter.as_ref(),
+        full: full.as_ref(),
+        base: lock.as_ref(),
+        recipe: &plan.recipe,
+        run: Some(&plan.directory),
+    };
+    for path in export::export_run(&plan, &exports, &trained, witness.as_ref(), printer)? {
         finish(&mut sink, &Event::Exported { path })?;
     }
     finish(&mut sink, &Event::Finished(outcome))?;
     Ok(DONE)
+}
+
+/// What the trained model answers on rows that it was not trained on, where there are some.
+fn witness(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<export::Witness, Diagnostics> {
+    let rows = match &plan.eval {
+        Some(eval) => (&eval.dataset, export::HELD_OUT),
+        None => (&plan.data, export::TRAINED_ON),
+    };
+    let has_adapter = matches!(plan.trained.artefact, Artefact::Adapter { .. });
+    export::Witness::of(decoder, parameters, has_adapter, plan.data.encoder(), Some(rows), plan.device.clone())
 }
 
 /// The run at its beginning, or where its checkpoint left it.

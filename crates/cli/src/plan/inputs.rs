@@ -98,6 +98,7 @@ fn open_directory(recipe: &Recipe, doc: &RecipeDoc) -> Result<ModelDir, Diagnost
 /// tokenizer, if the directory is there at all.
 fn open_encoder(recipe: &Recipe, model: Option<&ModelDir>, doc: &RecipeDoc) -> Result<Encoder, Diagnostics> {
     let path = doc.resolve_path(recipe.model.base.as_ref());
+    let path = model.map_or(path, |model| model.side_directory().to_owned());
     if model.is_none() && !path.is_dir() {
         // Said already.
         return Err(Diagnostics::new());

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ExportError;
+use crate::gguf::{GgufError, Quant};
 
 /// One thing to write when training has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -14,7 +15,8 @@ pub struct ExportConfig {
     /// What to write: `"merged"` (a model directory like the base), `"adapter"` (a PEFT directory), `"gguf"` or
     /// `"adapter-gguf"`.
     pub to: ExportKind,
-    /// For GGUF: the quantisations to write, such as `["q8_0", "q4_k_m"]`.
+    /// For GGUF: the files to write, one a type: `f32`, `f16`, `bf16`, `q8_0`, `q6_k`, `q5_k_m`, `q5_k_s`, `q5_1`, `q5_0`,
+    /// `q4_k_m`, `q4_k_s`, `q4_1`, `q4_0`. Without any, `q8_0`.
     #[serde(default)]
     pub quant: Vec<String>,
     /// Read the export back and compare it with the trained model before the run counts as done.
@@ -42,12 +44,19 @@ pub enum ExportKind {
 
 impl fmt::Display for ExportKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+        f.pad(self.directory())
+    }
+}
+
+impl ExportKind {
+    /// Its name, and that of its directory below `export/` of a run.
+    pub fn directory(self) -> &'static str {
+        match self {
             ExportKind::Merged => "merged",
             ExportKind::Adapter => "adapter",
             ExportKind::Gguf => "gguf",
             ExportKind::AdapterGguf => "adapter-gguf",
-        })
+        }
     }
 }
 
@@ -57,15 +66,27 @@ impl ExportConfig {
         Self { to, quant: Vec::new(), verify: true }
     }
 
-    /// Refuses what cannot be written yet, and settings that would have no effect.
+    /// Refuses settings that would have no effect, and types that are none.
     pub fn check(&self) -> Result<(), ExportError> {
-        match self.to {
-            ExportKind::Gguf | ExportKind::AdapterGguf => Err(ExportError::NotYet { to: self.to }),
-            ExportKind::Merged | ExportKind::Adapter if !self.quant.is_empty() => {
-                Err(ExportError::QuantIgnored { to: self.to })
-            }
-            ExportKind::Merged | ExportKind::Adapter => Ok(()),
+        if self.to != ExportKind::Gguf && !self.quant.is_empty() {
+            return Err(ExportError::QuantIgnored { to: self.to });
         }
+        self.quants().map(drop)
+    }
+
+    /// The GGUF files to write, each type once.
+    pub fn quants(&self) -> Result<Vec<Quant>, ExportError> {
+        let mut quants = Vec::new();
+        for name in &self.quant {
+            let quant = name.parse().map_err(|error: GgufError| ExportError::Quant { reason: error.to_string() })?;
+            if !quants.contains(&quant) {
+                quants.push(quant);
+            }
+        }
+        if quants.is_empty() {
+            quants.push(Quant::Q8_0);
+        }
+        Ok(quants)
     }
 }
 
@@ -87,9 +108,11 @@ mod tests {
     }
 
     #[test]
-    fn gguf_is_refused_by_name() {
-        let config = read(r#"{"to":"adapter-gguf"}"#).unwrap();
-        assert_eq!(config.check().unwrap_err().to_string(), "export to `adapter-gguf` is not there yet");
+    fn types_are_for_gguf_and_have_to_be_known() {
+        let config = read(r#"{"to":"gguf","quant":["q8_0","Q4_K_M","q8_0"]}"#).unwrap();
+        assert_eq!(config.quants().unwrap(), [Quant::Q8_0, Quant::Q4_K_M]);
+        let config = read(r#"{"to":"gguf","quant":["q4_k"]}"#).unwrap();
+        assert!(config.check().unwrap_err().to_string().contains("q4_k"));
         let config = read(r#"{"to":"merged","quant":["q8_0"]}"#).unwrap();
         assert_eq!(config.check().unwrap_err().to_string(), "`quant` has no effect on an export to `merged`");
     }

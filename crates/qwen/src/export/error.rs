@@ -9,11 +9,11 @@ use crate::Matrices;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    /// A form that cannot be written yet.
-    #[error("export to `{to}` is not there yet")]
-    NotYet {
-        /// The form.
-        to: ExportKind,
+    /// A type of GGUF files that is none.
+    #[error("{reason}")]
+    Quant {
+        /// What was found, and what there is.
+        reason: String,
     },
 
     /// A setting without effect.

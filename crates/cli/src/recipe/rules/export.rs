@@ -1,4 +1,4 @@
-//! Exports that are not built yet, or would overwrite each other.
+//! Exports that cannot be, or would overwrite each other.
 
 use qwen_tune_qwen::export::ExportKind;
 
@@ -12,12 +12,10 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
         if !context.doc.contains(&key("to")) {
             continue;
         }
-        if matches!(export.to, ExportKind::Gguf | ExportKind::AdapterGguf) {
-            said.push(
-                context
-                    .mistake("not-there-yet", &key("to"), "export to GGUF is not there yet")
-                    .hint("export `merged` and convert it with llama.cpp's `convert_hf_to_gguf.py`"),
-            );
+        if export.to == ExportKind::Gguf {
+            if let Err(error) = export.quants() {
+                said.push(context.mistake("quant", &key("quant"), error.to_string()));
+            }
         } else if !export.quant.is_empty() {
             said.push(
                 context
@@ -25,12 +23,12 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
                     .hint("leave `quant` out"),
             );
         }
-        if export.to == ExportKind::Adapter && context.recipe.full.is_some() {
+        if matches!(export.to, ExportKind::Adapter | ExportKind::AdapterGguf) && context.recipe.full.is_some() {
             said.push(
                 context
                     .mistake("no-adapter", &key("to"), "there is no adapter to export")
                     .also(context.doc.key_span_of("full"), "trains the model's own weights")
-                    .hint("export `merged`: the trained model itself"),
+                    .hint("export `merged` or `gguf`: the trained model itself"),
             );
         }
         if let Some(first) = exports[..index]

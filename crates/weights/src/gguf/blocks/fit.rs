@@ -106,17 +106,28 @@ fn try_fit<const WRAPPING: bool>(x: &[Lane; 32], search: Search) -> (Fit, bool) 
             sound[lane] = determinant > 0.0;
         }
         let error = error(x, &weights, &quants, &new_scale, &new_min);
+        let mut better = [false; WIDTH];
         for lane in 0..WIDTH {
-            let better = sound[lane] & (error[lane] < best[lane]);
-            inverse[lane] = if better { candidate[lane] } else { inverse[lane] };
-            base[lane] = if better { min[lane] } else { base[lane] };
-            best[lane] = if better { error[lane] } else { best[lane] };
-            scale[lane] = if better { new_scale[lane] } else { scale[lane] };
-            min[lane] = if better { new_min[lane] } else { min[lane] };
+            better[lane] = sound[lane] & (error[lane] < best[lane]);
         }
+        inverse = chosen(&better, &candidate, &inverse);
+        base = chosen(&better, &min, &base);
+        best = chosen(&better, &error, &best);
+        scale = chosen(&better, &new_scale, &scale);
+        min = chosen(&better, &new_min, &min);
     }
     let fits = fits.iter().all(|&fits| fits);
     (Fit { scale, drop: min.map(|min| -min), inverse, base }, fits)
+}
+
+/// `a` where it is better, else `b`.
+#[inline(always)]
+pub(super) fn chosen(better: &[bool; WIDTH], a: &Lane, b: &Lane) -> Lane {
+    let mut lane = [0.0; WIDTH];
+    for (((chosen, &better), &a), &b) in lane.iter_mut().zip(better).zip(a).zip(b) {
+        *chosen = if better { a } else { b };
+    }
+    lane
 }
 
 /// How much each number counts: more, the larger it is.

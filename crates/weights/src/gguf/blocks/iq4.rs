@@ -3,11 +3,13 @@
 //! IQ4_NL is laid out as Q4_0 is. IQ4_XS, read only: d as F16, the upper two bits of 8 scales, 4 bytes of their lower
 //! four, then 8 times 16 bytes of pairs.
 
+use super::fit::{Lane, WIDTH};
 use super::multiversion::multiversioned;
 use super::{extremes, nibbles, rounding};
 
 /// What the quants stand for.
-const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+const LEVELS: [f32; 16] =
+    [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 /// Candidate scales put the farthest number at `LEVELS[0] + k` for `k` from `-TRIES` to `TRIES`.
 const TRIES: i32 = 7;
 /// Below it nothing but zeros is seen.
@@ -48,48 +50,56 @@ multiversioned! {
 
 #[inline(always)]
 fn expand(d: f32, pairs: &[u8; 16], x: &mut [f32; 32]) {
-    for (x, q) in x.iter_mut().zip(nibbles::unpack(pairs)) {
-        *x = d * f32::from(LEVELS[usize::from(q & 15)]);
-    }
+    nibbles::unpack(pairs, x, |q| d * LEVELS[usize::from(q & 15)]);
 }
 
-/// The level nearest to a number, the upper one of two.
+/// The level nearest to a number, the upper one of two. Differences to the levels are exact near the middle of two.
 #[inline(always)]
 fn nearest(x: f32) -> u8 {
-    let [first, .., last] = LEVELS.map(f32::from);
-    if x <= first {
-        return 0;
+    // Counted down, so that what is no number gets the last.
+    let mut q = 15;
+    for pair in LEVELS.windows(2) {
+        q -= u8::from(x < (pair[0] + pair[1]) / 2.0);
     }
-    if x >= last {
-        return 15;
-    }
-    let upper = LEVELS.iter().position(|&level| x < f32::from(level)).unwrap_or(15).max(1);
-    let [below, above] = [upper - 1, upper].map(|q| f32::from(LEVELS[q]));
-    (if x - below < above - x { upper - 1 } else { upper }) as u8
+    q
 }
 
-/// The scale by weighted least squares, a number weighing its square.
+/// [`nearest`], as what it stands for, for a number times each of some factors.
+#[inline(always)]
+fn levels(x: f32, factors: &Lane) -> Lane {
+    let mut levels = [LEVELS[0]; WIDTH];
+    for pair in LEVELS.windows(2) {
+        let (middle, gap) = ((pair[0] + pair[1]) / 2.0, pair[1] - pair[0]);
+        for (level, factor) in levels.iter_mut().zip(factors) {
+            *level += if factor * x < middle { 0.0 } else { gap };
+        }
+    }
+    levels
+}
+
+/// The scale by weighted least squares, a number weighing its square. The candidates are the lanes.
 #[inline(always)]
 fn fit(x: &[f32; 32]) -> f32 {
     let farthest = extremes::farthest(x);
     if farthest.abs() < NOTHING {
         return 0.0;
     }
-    let first = f32::from(LEVELS[0]);
-    let sums = |inverse: f32| {
-        let (mut sum_xl, mut sum_l2) = (0.0_f32, 0.0_f32);
-        for &x in x {
-            let (level, weight) = (f32::from(LEVELS[usize::from(nearest(inverse * x))]), x * x);
-            sum_xl += weight * level * x;
-            sum_l2 += weight * level * level;
+    let mut factors = [1.0 / (-farthest / LEVELS[0]); WIDTH];
+    for (factor, k) in factors[1..].iter_mut().zip(-TRIES..=TRIES) {
+        *factor = (k as f32 + LEVELS[0]) / farthest;
+    }
+    let (mut sum_xl, mut sum_l2) = ([0.0; WIDTH], [0.0; WIDTH]);
+    for &x in x {
+        let (levels, weight) = (levels(x, &factors), x * x);
+        for lane in 0..WIDTH {
+            let weighted = weight * levels[lane];
+            sum_xl[lane] += weighted * x;
+            sum_l2[lane] += weighted * levels[lane];
         }
-        (sum_xl, sum_l2)
-    };
-    let (sum_xl, sum_l2) = sums(1.0 / (-farthest / first));
-    let mut d = sum_xl / sum_l2;
-    let mut best = d * sum_xl;
-    for k in -TRIES..=TRIES {
-        let (sum_xl, sum_l2) = sums((k as f32 + first) / farthest);
+    }
+    let mut d = sum_xl[0] / sum_l2[0];
+    let mut best = d * sum_xl[0];
+    for (sum_xl, sum_l2) in sum_xl.into_iter().zip(sum_l2).skip(1) {
         if sum_l2 > 0.0 && sum_xl * sum_xl > best * sum_l2 {
             d = sum_xl / sum_l2;
             best = d * sum_xl;

@@ -111,18 +111,18 @@ fn unpack(bytes: [u8; 12]) -> ([u8; 8], [u8; 8]) {
     (scale, min)
 }
 
-/// Numbers of a block from its scales and quants.
+/// The factor and the drop of each sub-block.
 #[inline(always)]
-pub(super) fn expand(head: &[u8; 16], quants: &[u8; BLOCK], x: &mut [f32; BLOCK]) {
+pub(super) fn steps(head: &[u8; 16]) -> ([f32; 8], [f32; 8]) {
     let [d0, d1, m0, m1, scales @ ..] = *head;
     let (d, dmin) = (rounding::widened([d0, d1]), rounding::widened([m0, m1]));
     let (scale, min) = unpack(scales);
-    for (j, (x, quants)) in x.as_chunks_mut::<32>().0.iter_mut().zip(quants.as_chunks::<32>().0).enumerate() {
-        let (step, drop) = (d * f32::from(scale[j]), dmin * f32::from(min[j]));
-        for (x, &q) in x.iter_mut().zip(quants) {
-            *x = step * f32::from(q) - drop;
-        }
+    let (mut step, mut drop) = ([0.0; 8], [0.0; 8]);
+    for j in 0..8 {
+        step[j] = d * f32::from(scale[j]);
+        drop[j] = dmin * f32::from(min[j]);
     }
+    (step, drop)
 }
 
 /// Four bits each: of 64 numbers, the first 32 in the lower halves of 32 bytes and the others in the upper ones.
@@ -135,15 +135,16 @@ pub(super) fn pack_nibbles(quants: &[u8; BLOCK], bytes: &mut [u8; 128]) {
     }
 }
 
-/// The reverse of [`pack_nibbles`].
+/// Numbers from [`pack_nibbles`]; `number` takes a sub-block, an index into it, and four bits.
 #[inline(always)]
-pub(super) fn unpack_nibbles(bytes: &[u8; 128]) -> [u8; BLOCK] {
-    let mut quants = [0; BLOCK];
-    for (quants, bytes) in quants.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
-        for (j, byte) in bytes.iter().enumerate() {
-            quants[j] = byte & 15;
-            quants[j + 32] = byte >> 4;
+pub(super) fn unpack_nibbles(bytes: &[u8], x: &mut [f32; BLOCK], number: impl Fn(usize, usize, u8) -> f32) {
+    for (pair, (x, bytes)) in x.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0).enumerate() {
+        let (low, high) = x.split_at_mut(32);
+        for (i, (x, byte)) in low.iter_mut().zip(bytes).enumerate() {
+            *x = number(2 * pair, i, byte & 15);
+        }
+        for (i, (x, byte)) in high.iter_mut().zip(bytes).enumerate() {
+            *x = number(2 * pair + 1, i, byte >> 4);
         }
     }
-    quants
 }

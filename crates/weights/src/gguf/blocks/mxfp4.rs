@@ -4,7 +4,7 @@ use super::multiversion::multiversioned;
 use super::{extremes, nibbles, rounding};
 
 /// What the quants stand for: twice the values of E2M1.
-const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+const LEVELS: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 multiversioned! {
     pub(super) fn encode(values: &[f32], bytes: &mut [u8]) {
@@ -20,9 +20,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<17>().0) {
             let [exponent, pairs @ ..] = block;
             let d = scale(*exponent);
-            for (x, q) in x.iter_mut().zip(nibbles::unpack(pairs)) {
-                *x = f32::from(LEVELS[usize::from(q & 15)]) * d;
-            }
+            nibbles::unpack(pairs, x, |q| LEVELS[usize::from(q & 15)] * d);
         }
     }
 }
@@ -48,7 +46,7 @@ fn scale(exponent: u8) -> f32 {
 fn nearest(x: f32, d: f32) -> u8 {
     let (mut best, mut distance) = (0, x.abs());
     for (q, level) in (1..).zip(&LEVELS[1..]) {
-        let next = (f32::from(*level) * d - x).abs();
+        let next = (level * d - x).abs();
         best = if next < distance { q } else { best };
         distance = if next < distance { next } else { distance };
     }

@@ -20,9 +20,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<20>().0) {
             let [d0, d1, m0, m1, pairs @ ..] = block;
             let (d, m) = (rounding::widened([*d0, *d1]), rounding::widened([*m0, *m1]));
-            for (x, q) in x.iter_mut().zip(nibbles::unpack(pairs)) {
-                *x = f32::from(q) * d + m;
-            }
+            nibbles::unpack(pairs, x, |q| f32::from(q) * d + m);
         }
     }
 }

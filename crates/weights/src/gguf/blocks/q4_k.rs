@@ -21,8 +21,8 @@ multiversioned! {
     pub(super) fn decode(bytes: &[u8], values: &mut [f32]) {
         for (x, block) in values.as_chunks_mut::<{ k::BLOCK }>().0.iter_mut().zip(bytes.as_chunks::<144>().0) {
             let (head, pairs) = block.split_first_chunk().expect("invariant: 144 bytes are more than 16");
-            let pairs = pairs.as_array().expect("invariant: 128 bytes are left");
-            k::expand(head, &k::unpack_nibbles(pairs), x);
+            let (step, drop) = k::steps(head);
+            k::unpack_nibbles(pairs, x, |j, _, q| step[j] * f32::from(q) - drop[j]);
         }
     }
 }

@@ -7,11 +7,11 @@ multiversioned! {
     pub(super) fn encode(values: &[f32], bytes: &mut [u8]) {
         for (x, block) in values.as_chunks::<32>().0.iter().zip(bytes.as_chunks_mut::<22>().0) {
             let d = extremes::farthest(x) / -16.0;
-            let quants = nibbles::quants(x, 0.0, rounding::inverse(d), 16.5, 31);
+            let mut quants = nibbles::quants(x, 0.0, rounding::inverse(d), 16.5, 31);
             let [d0, d1, h0, h1, h2, h3, pairs @ ..] = block;
             [*d0, *d1] = rounding::half(d);
-            [*h0, *h1, *h2, *h3] = nibbles::fifth_bits(&quants);
-            nibbles::pack(&quants.map(|q| q & 15), pairs);
+            [*h0, *h1, *h2, *h3] = nibbles::take_fifth_bits(&mut quants);
+            nibbles::pack(&quants, pairs);
         }
     }
 
@@ -19,11 +19,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<22>().0) {
             let [d0, d1, h0, h1, h2, h3, pairs @ ..] = block;
             let d = rounding::widened([*d0, *d1]);
-            let mut quants = nibbles::unpack(pairs);
-            nibbles::with_fifth_bits(&mut quants, [*h0, *h1, *h2, *h3]);
-            for (x, q) in x.iter_mut().zip(quants) {
-                *x = f32::from(q as i8 - 16) * d;
-            }
+            nibbles::unpack_five(pairs, [*h0, *h1, *h2, *h3], x, |q| f32::from(q as i8 - 16) * d);
         }
     }
 }

@@ -8,12 +8,12 @@ multiversioned! {
         for (x, block) in values.as_chunks::<32>().0.iter().zip(bytes.as_chunks_mut::<24>().0) {
             let (low, high) = extremes::range(x);
             let d = (high - low) / 31.0;
-            let quants = nibbles::quants(x, low, rounding::inverse(d), 0.5, i8::MAX);
+            let mut quants = nibbles::quants(x, low, rounding::inverse(d), 0.5, i8::MAX);
             let [d0, d1, m0, m1, h0, h1, h2, h3, pairs @ ..] = block;
             [*d0, *d1] = rounding::half(d);
             [*m0, *m1] = rounding::half(low);
-            [*h0, *h1, *h2, *h3] = nibbles::fifth_bits(&quants);
-            nibbles::pack(&quants.map(|q| q & 15), pairs);
+            [*h0, *h1, *h2, *h3] = nibbles::take_fifth_bits(&mut quants);
+            nibbles::pack(&quants, pairs);
         }
     }
 
@@ -21,11 +21,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<24>().0) {
             let [d0, d1, m0, m1, h0, h1, h2, h3, pairs @ ..] = block;
             let (d, m) = (rounding::widened([*d0, *d1]), rounding::widened([*m0, *m1]));
-            let mut quants = nibbles::unpack(pairs);
-            nibbles::with_fifth_bits(&mut quants, [*h0, *h1, *h2, *h3]);
-            for (x, q) in x.iter_mut().zip(quants) {
-                *x = f32::from(q) * d + m;
-            }
+            nibbles::unpack_five(pairs, [*h0, *h1, *h2, *h3], x, |q| f32::from(q) * d + m);
         }
     }
 }

@@ -30,13 +30,8 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<{ k::BLOCK }>().0.iter_mut().zip(bytes.as_chunks::<176>().0) {
             let (head, rest) = block.split_first_chunk().expect("invariant: 176 bytes are more than 16");
             let (fifth, pairs) = rest.split_first_chunk::<32>().expect("invariant: 160 bytes are more than 32");
-            let mut quants = k::unpack_nibbles(pairs.as_array().expect("invariant: 128 bytes are left"));
-            for (j, quants) in quants.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                for (q, byte) in quants.iter_mut().zip(fifth) {
-                    *q |= (byte >> j & 1) << 4;
-                }
-            }
-            k::expand(head, &quants, x);
+            let (step, drop) = k::steps(head);
+            k::unpack_nibbles(pairs, x, |j, i, q| step[j] * f32::from(q | (fifth[i] >> j & 1) << 4) - drop[j]);
         }
     }
 }

@@ -2,21 +2,19 @@
 //!
 //! Layout: 128 bytes of low nibbles, 64 bytes of upper pairs of bits, 16 scales, d as F16.
 
+use super::fit::{Lane, chosen};
 use super::multiversion::multiversioned;
 use super::rounding::{self, SHIFTER};
 
 const BLOCK: usize = 256;
 /// Groups of a block, one a lane.
-const GROUPS: usize = 16;
+const GROUPS: usize = super::fit::WIDTH;
 /// Numbers of a group.
 const GROUP: usize = 16;
 /// Quants reach from `-HALF` to `HALF - 1`.
 const HALF: f32 = 32.0;
 /// Below it nothing but zeros is seen.
 const NOTHING: f32 = 1e-15;
-
-/// A number of each group.
-type Lane = [f32; GROUPS];
 
 multiversioned! {
     pub(super) fn encode(values: &[f32], bytes: &mut [u8]) {
@@ -36,7 +34,7 @@ multiversioned! {
 fn encode_block(x: &[f32; BLOCK], block: &mut [u8; 210]) {
     let (scales, inverses) = fit(x);
     let mut max = 0.0_f32;
-    for scale in scales {
+    for &scale in &scales {
         max = if scale.abs() > max.abs() { scale } else { max };
     }
     if max.abs() < NOTHING {
@@ -54,13 +52,15 @@ fn encode_block(x: &[f32; BLOCK], block: &mut [u8; 210]) {
         let scale = rounding::nearest(inverse * scales[group]).min(127) as i8;
         scale_bytes[group] = scale as u8;
         let step = d * f32::from(scale);
-        for (q, x) in quants.iter_mut().zip(x) {
+        if step != 0.0 {
+            for (q, x) in quants.iter_mut().zip(x) {
+                *q = (rounding::nearest(x / step).clamp(-32, 31) + 32) as u8;
+            }
+        } else if inverses[group] != 0.0 {
             // Where nothing is left of the scale, the search's own quants stay.
-            let exact = if step != 0.0 { x / step } else { inverses[group] * x };
-            *q = (rounding::nearest(exact).clamp(-32, 31) + 32) as u8;
-        }
-        if step == 0.0 && inverses[group] == 0.0 {
-            *quants = [0; GROUP];
+            for (q, x) in quants.iter_mut().zip(x) {
+                *q = (rounding::nearest(inverses[group] * x).clamp(-32, 31) + 32) as u8;
+            }
         }
     }
     pack(&quants, quants_bytes.as_mut_array().expect("invariant: 192 bytes are left"));
@@ -71,11 +71,23 @@ fn decode_block(block: &[u8; 210], x: &mut [f32; BLOCK]) {
     let [low @ .., d0, d1] = block;
     let d = rounding::widened([*d0, *d1]);
     let (quants, scales) = low.split_last_chunk::<GROUPS>().expect("invariant: 208 bytes are more than 16");
-    let quants = unpack(quants.as_array().expect("invariant: 192 bytes are left"));
-    for (group, (x, quants)) in x.as_chunks_mut::<GROUP>().0.iter_mut().zip(quants.as_chunks::<GROUP>().0).enumerate() {
-        let step = d * f32::from(scales[group] as i8);
-        for (x, &q) in x.iter_mut().zip(quants) {
-            *x = step * f32::from(q as i8 - 32);
+    let (low, high) = quants.split_at(128);
+    let mut step = [0.0; GROUPS];
+    for (step, &scale) in step.iter_mut().zip(scales) {
+        *step = d * f32::from(scale as i8);
+    }
+    let halves = x.as_chunks_mut::<128>().0.iter_mut().zip(low.as_chunks::<64>().0).zip(high.as_chunks::<32>().0);
+    for (half, ((x, low), high)) in halves.enumerate() {
+        for (part, x) in x.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            // Which quarter of the 128 numbers, and which half of that.
+            let (quarter, side) = (part / 2, GROUP * (part % 2));
+            let low = &low[32 * (quarter % 2) + side..][..GROUP];
+            let high = &high[side..][..GROUP];
+            let step = step[8 * half + part];
+            for ((x, low), high) in x.iter_mut().zip(low).zip(high) {
+                let q = low >> (quarter / 2 * 4) & 15 | (high >> (2 * quarter) & 3) << 4;
+                *x = step * f32::from(q as i8 - 32);
+            }
         }
     }
 }
@@ -117,18 +129,18 @@ fn fit(x: &[f32; BLOCK]) -> (Lane, Lane) {
                 sum_l2[group] += weights[i][group] * q * q;
             }
         }
+        let (mut better, mut ratio, mut value) = ([true; GROUPS], [0.0; GROUPS], [0.0; GROUPS]);
         for group in 0..GROUPS {
-            let better = if step == 0 {
-                true
-            } else {
-                (sum_l2[group] > 0.0) & (sum_xl[group] * sum_xl[group] > best[group] * sum_l2[group])
-            };
-            let ratio = sum_xl[group] / sum_l2[group];
-            let ratio = if (step == 0) & (sum_l2[group] == 0.0) { 0.0 } else { ratio };
-            scale[group] = if better { ratio } else { scale[group] };
-            best[group] = if better { ratio * sum_xl[group] } else { best[group] };
-            inverse[group] = if better { candidate[group] } else { inverse[group] };
+            let fit = sum_xl[group] / sum_l2[group];
+            // The first is taken as it is.
+            ratio[group] = if (step == 0) & (sum_l2[group] == 0.0) { 0.0 } else { fit };
+            value[group] = ratio[group] * sum_xl[group];
+            let more = sum_xl[group] * sum_xl[group] > best[group] * sum_l2[group];
+            better[group] = (step == 0) | ((sum_l2[group] > 0.0) & more);
         }
+        scale = chosen(&better, &ratio, &scale);
+        best = chosen(&better, &value, &best);
+        inverse = chosen(&better, &candidate, &inverse);
     }
     for group in 0..GROUPS {
         let nothing = farthest[group].abs() < NOTHING;
@@ -151,25 +163,4 @@ fn pack(quants: &[u8; BLOCK], bytes: &mut [u8; 192]) {
             *high = q[i] >> 4 | q[i + 32] >> 4 << 2 | q[i + 64] >> 4 << 4 | q[i + 96] >> 4 << 6;
         }
     }
-}
-
-/// The reverse of [`pack`].
-#[inline(always)]
-fn unpack(bytes: &[u8; 192]) -> [u8; BLOCK] {
-    let mut quants = [0; BLOCK];
-    let (low, high) = bytes.split_at(128);
-    let (low, high) = (low.as_chunks::<64>().0, high.as_chunks::<32>().0);
-    for ((q, low), high) in quants.as_chunks_mut::<128>().0.iter_mut().zip(low).zip(high) {
-        for (i, low) in low.iter().enumerate() {
-            q[i] = low & 15;
-            q[i + 64] = low >> 4;
-        }
-        for (i, high) in high.iter().enumerate() {
-            q[i] |= (high & 3) << 4;
-            q[i + 32] |= (high >> 2 & 3) << 4;
-            q[i + 64] |= (high >> 4 & 3) << 4;
-            q[i + 96] |= (high >> 6) << 4;
-        }
-    }
-    quants
 }

@@ -14,6 +14,8 @@ pub(super) fn encode(ty: TensorType, x: &[f32]) -> Vec<u8> {
         TensorType::Q4_K => |x: &[f32]| with_minimum(x, 15, -1.0, 20),
         TensorType::Q5_K => |x: &[f32]| with_minimum(x, 31, -0.5, 15),
         TensorType::Q6_K => q6_k,
+        TensorType::IQ4_NL => iq4_nl,
+        TensorType::MXFP4 => mxfp4,
         _ => unreachable!("{ty}"),
     };
     x.chunks(ty.block()).flat_map(block).collect()
@@ -220,4 +222,66 @@ fn q6_k(x: &[f32]) -> Vec<u8> {
         high.extend((0..32).map(|i| (0..4).fold(0, |bits, j| bits | ((l[i + 32 * j] >> 4) as u8) << (2 * j))));
     }
     [low, high, scales, d.to_vec()].concat()
+}
+
+const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The nearest of uneven levels, by halving.
+fn uneven(x: f32) -> usize {
+    let level = |q: usize| f32::from(UNEVEN[q]);
+    if x <= level(0) {
+        return 0;
+    }
+    if x >= level(15) {
+        return 15;
+    }
+    let (mut below, mut above) = (0, 15);
+    while above - below > 1 {
+        let middle = (below + above) / 2;
+        if x < level(middle) {
+            above = middle;
+        } else {
+            below = middle;
+        }
+    }
+    if x - level(above - 1) < level(above) - x { above - 1 } else { above }
+}
+
+fn iq4_nl(x: &[f32]) -> Vec<u8> {
+    let max = farthest(x);
+    let mut d = 0.0;
+    if max.abs() >= 1e-15 {
+        let fit = |factor: f32| {
+            x.iter().fold((0.0_f32, 0.0_f32), |(a, b), &x| {
+                let (w, level) = (x * x, f32::from(UNEVEN[uneven(factor * x)]));
+                (a + w * level * x, b + w * level * level)
+            })
+        };
+        let (a, b) = fit(1.0 / (-max / -127.0));
+        d = a / b;
+        let mut best = d * a;
+        for k in -7..=7 {
+            let (a, b) = fit((k as f32 - 127.0) / max);
+            if b > 0.0 && a * a > best * b {
+                d = a / b;
+                best = d * a;
+            }
+        }
+    }
+    let q: Vec<u8> = x.iter().map(|x| uneven(inverse(d) * x) as u8).collect();
+    [half(d).to_vec(), pairs(&q).0].concat()
+}
+
+fn mxfp4(x: &[f32]) -> Vec<u8> {
+    const LEVELS: [f32; 8] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
+    let max = farthest(x).abs();
+    let power = if max > 0.0 { truncated((f64::from(max).log2() as f32).floor() + 125.0) as u8 } else { 0 };
+    // Half of 2 to the power, which is subnormal for the two lowest.
+    let d = 2.0_f64.powi(i32::from(power) - 128) as f32;
+    let nearest = |x: f32| {
+        let distance = |q: u8| (LEVELS[usize::from(q & 7)] * if q > 7 { -d } else { d } - x).abs();
+        (1..16).fold(0, |best, q| if distance(q) < distance(best) { q } else { best })
+    };
+    let q: Vec<u8> = x.iter().map(|&x| nearest(x)).collect();
+    [vec![power], pairs(&q).0].concat()
 }

@@ -15,7 +15,13 @@ pub(super) fn nearest(x: f32) -> i32 {
 /// The integer part; `i32::MIN` for what does not fit, as `cvttss2si` gives it.
 #[inline(always)]
 pub(super) fn truncated(x: f32) -> i32 {
-    if x < 2_147_483_648.0 { x as i32 } else { i32::MIN }
+    // A cast would clamp, which the compiler does one number at a time.
+    let fitting = if x.abs() < 2_147_483_648.0 { x } else { -2_147_483_648.0 };
+    // SAFETY: it is no NaN and between -2³¹ and 2³¹, the upper end excluded.
+    #[expect(unsafe_code, reason = "a conversion that vectorises")]
+    unsafe {
+        fitting.to_int_unchecked()
+    }
 }
 
 /// The nearest integer, ties away from zero, of numbers below 2²³ in magnitude.

@@ -65,7 +65,7 @@ fn blocks_are_those_of_ggml() {
     }
 }
 
-const REFERENCES: [TensorType; 8] = [
+const REFERENCES: [TensorType; 10] = [
     TensorType::Q4_0,
     TensorType::Q4_1,
     TensorType::Q5_0,
@@ -74,6 +74,8 @@ const REFERENCES: [TensorType; 8] = [
     TensorType::Q4_K,
     TensorType::Q5_K,
     TensorType::Q6_K,
+    TensorType::IQ4_NL,
+    TensorType::MXFP4,
 ];
 
 /// Numbers that go together in a sub-block: of one size, of any size, few different ones, near one another.
@@ -159,7 +161,8 @@ fn pieces_and_odd_numbers_of_blocks_are_all_converted() {
             assert!(bytes.ends_with(&reference::encode(ty, &values[last..])), "{ty} {blocks}");
             let mut back = vec![0.0; row];
             decode(ty, &bytes, &mut back).unwrap();
-            assert!(back.iter().zip(&values).all(|(a, b)| (a - b).abs() < 80.0), "{ty} {blocks}");
+            // The coarsest, MXFP4, reaches to 6·64 where the farthest number is 508.
+            assert!(back.iter().zip(&values).all(|(a, b)| (a - b).abs() <= 508.0 - 384.0), "{ty} {blocks}");
         }
     }
 }
