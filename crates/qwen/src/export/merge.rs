@@ -73,21 +73,8 @@ pub fn merge_into(model: &ModelDir, change: Change<'_>, directory: &Path) -> Res
     fitted(model, change, |updates| write(model, updates, directory))
 }
 
-/// Hands out the model with the change in it, if all of it fits.
-pub(crate) fn merged_rows<T, E: From<ExportError>>(
-    model: &ModelDir,
-    change: Option<Change<'_>>,
-    then: impl FnOnce(&MergedRows<'_>) -> Result<T, Vec<E>>,
-) -> Result<T, Vec<E>> {
-    let Some(change) = change else {
-        return then(&MergedRows { model, updates: &HashMap::new() });
-    };
-    let result = fitted(model, change, |updates| Ok(then(&MergedRows { model, updates })));
-    result.map_err(|faults| faults.into_iter().map(E::from).collect::<Vec<E>>())?
-}
-
 /// Hands out what changes by the names of the checkpoint, if all of it fits.
-fn fitted<T>(
+pub(super) fn fitted<T>(
     model: &ModelDir,
     change: Change<'_>,
     then: impl FnOnce(&HashMap<String, Update<'_>>) -> Result<T, ExportError>,
@@ -138,49 +125,6 @@ fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, directory: &Pa
     Ok(Merged { path: directory.to_owned(), written, changed: updates.len(), copied })
 }
 
-/// The merged model as numbers, not rounded to any stored type.
-pub(crate) struct MergedRows<'a> {
-    model: &'a ModelDir,
-    updates: &'a HashMap<String, Update<'a>>,
-}
-
-impl MergedRows<'_> {
-    /// Some consecutive elements of a tensor of the inventory, whole rows of it, into a buffer of their number.
-    ///
-    /// # Errors
-    /// If a stored tensor cannot be read.
-    pub(crate) fn read(&self, tensor: &TensorSpec, first: usize, values: &mut [f32]) -> Result<(), WeightError> {
-        for (part, elements, place) in self.model.parts_within(tensor, first..first + values.len()) {
-            let values = &mut values[place];
-            match self.updates.get(&part.name) {
-                Some(Update::Part { source, whole, start }) => {
-                    source.read_elements_f32(&whole.name, start + elements.start, values)?;
-                }
-                update => {
-                    self.model.checkpoint.read_elements_f32(&part.name, elements.start, values)?;
-                    if let Some(Update::Lora { pair, first }) = update {
-                        add_rows(values, first + elements.start / pair.in_features, pair);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Has a tensor ready for many reads of its elements, at once on several threads.
-    pub(crate) fn prepare(&self, tensor: &TensorSpec) -> Result<(), WeightError> {
-        let parts = self.model.parts(tensor);
-        parts.iter().try_for_each(|part| self.model.checkpoint.read_elements_f32(&part.name, 0, &mut []))
-    }
-
-    /// Gives back the memory that holds a tensor's bytes.
-    pub(crate) fn release(&self, tensor: &TensorSpec) {
-        for part in self.model.parts(tensor) {
-            self.model.checkpoint.release(&part.name);
-        }
-    }
-}
-
 /// The elements of a tensor, in blocks of whole rows of its last axis; one empty block where there are none.
 fn blocks(info: &TensorInfo) -> impl Iterator<Item = Range<usize>> {
     let elements = info.elements();
@@ -191,7 +135,7 @@ fn blocks(info: &TensorInfo) -> impl Iterator<Item = Range<usize>> {
 
 /// How one stored tensor changes.
 #[derive(Clone, Copy)]
-enum Update<'a> {
+pub(super) enum Update<'a> {
     /// `first` is the first row of the stored matrix among the rows of all the pair's matrices.
     Lora { pair: &'a LoraPair, first: usize },
     /// A run of a tensor's elements, from `start` on: all of them, or one expert's matrix out of all experts'.
@@ -252,7 +196,7 @@ fn add_product(info: &TensorInfo, stored: &[u8], pair: &LoraPair, first: usize) 
 }
 
 /// Adds `s·(B·A)` to some whole rows, of which `first` is the first among the rows of all the pair's matrices.
-fn add_rows(weights: &mut [f32], first: usize, pair: &LoraPair) {
+pub(super) fn add_rows(weights: &mut [f32], first: usize, pair: &LoraPair) {
     let columns = pair.in_features;
     let b = &pair.b[first * pair.rank..][..weights.len() / columns * pair.rank];
     let mut product = [0.0; COLUMNS];
@@ -273,7 +217,7 @@ fn add_rows(weights: &mut [f32], first: usize, pair: &LoraPair) {
 }
 
 /// Adds up to four rows of A, each times its factor, in one pass over the sums.
-fn accumulate(sums: &mut [f32], rows: &[f32], factors: &[f32], columns: usize, tile: Range<usize>) {
+fn accumulate(sums: &mut [f32], rows: &[f32], factors: &[f32], columns: usize, tile: std::ops::Range<usize>) {
     let row = |index: usize| &rows[index * columns..][tile.clone()];
     if let [f0, f1, f2, f3] = *factors {
         let rows = row(0).iter().zip(row(1)).zip(row(2)).zip(row(3));

@@ -6,12 +6,13 @@ mod adapter;
 mod config;
 mod error;
 mod merge;
+mod rows;
 
 pub use adapter::{adapter_config, check_pair, fit_adapter, save_adapter};
 pub use config::{ExportConfig, ExportKind};
 pub use error::ExportError;
 pub use merge::{Change, Merged, merge, merge_into};
-pub(crate) use merge::{MergedRows, merged_rows};
+pub(crate) use rows::{MergedRows, merged_rows};
 
 #[cfg(test)]
 mod tests;

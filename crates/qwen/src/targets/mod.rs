@@ -132,6 +132,8 @@ pub enum TargetError {
     Layers(#[from] LayerError),
 }
 
+type Switch = (&'static str, &'static str, fn(Role) -> bool);
+
 /// Parts of a mixture of experts that no target names: each has a switch of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Switches {
@@ -142,10 +144,12 @@ pub struct Switches {
 }
 
 impl Switches {
-    const ALL: [(&'static str, &'static str, fn(Switches) -> bool, fn(Role) -> bool); 2] = [
-        ("experts", "routed experts", |switches| switches.experts, |role| role == Role::Experts),
-        ("router", "routers", |switches| switches.router, |role| matches!(role, Role::Router | Role::SharedGate)),
-    ];
+    /// The switches that are on: key, what it adapts, which tensors those are.
+    fn on(self) -> impl Iterator<Item = Switch> {
+        let experts: Switch = ("experts", "routed experts", |role| role == Role::Experts);
+        let router: Switch = ("router", "routers", |role| matches!(role, Role::Router | Role::SharedGate));
+        self.experts.then_some(experts).into_iter().chain(self.router.then_some(router))
+    }
 
     fn any(self) -> bool {
         self != Self::default()
@@ -167,7 +171,7 @@ impl LoraTargets {
         let mut faults = Vec::new();
         let mut picked = BTreeSet::new();
         let mut found = self.matches(switches, inventory, &mut faults);
-        for (key, what, _, holds) in Switches::ALL.into_iter().filter(|(_, _, is_on, _)| is_on(switches)) {
+        for (key, what, holds) in switches.on() {
             let matches: Vec<usize> = (0..inventory.len()).filter(|&index| holds(inventory[index].role)).collect();
             if matches.is_empty() {
                 faults.push(TargetError::NothingToSwitch { key, what });

@@ -25,7 +25,7 @@ fn a_file_gives_the_model_back() {
             assert!((one - other).abs() <= 1e-6 * other, "{one} {other}");
         }
         spec.rope.inv_freq.clone_from(&model.spec.rope.inv_freq);
-        assert_eq!((spec.rope.attention_factor - model.spec.rope.attention_factor).abs() < 1e-6, true);
+        assert!((spec.rope.attention_factor - model.spec.rope.attention_factor).abs() < 1e-6);
         spec.rope.attention_factor = model.spec.rope.attention_factor;
         spec.norm.eps = model.spec.norm.eps;
         for (layer, other) in spec.layers.iter_mut().zip(&model.spec.layers) {

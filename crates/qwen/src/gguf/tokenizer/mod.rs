@@ -2,11 +2,11 @@
 
 mod pre;
 mod rebuild;
+mod template;
 
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    path::Path,
 };
 
 use qwen_tune_weights::WeightError;
@@ -15,13 +15,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::pre::Pre;
+use self::template::{DEFAULT, config, templates};
 use super::GgufError;
 use crate::ModelDir;
 
 pub(super) use rebuild::{Rebuilt, rebuild};
 
 const FILE: &str = "tokenizer.json";
-const CONFIG_FILE: &str = "tokenizer_config.json";
 /// `tokenizer.ggml.token_type`.
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
@@ -284,41 +284,6 @@ impl Special {
         }
         Self { bos: named("bos_token"), eos, eot, padding: named("pad_token") }
     }
-}
-
-const DEFAULT: &str = "default";
-
-fn config(directory: &Path) -> Result<Value, GgufError> {
-    read_json(&directory.join(CONFIG_FILE)).map(Option::unwrap_or_default)
-}
-
-/// Templates by name, from wherever they lie.
-fn templates(directory: &Path, config: &Value) -> Result<Vec<(String, String)>, GgufError> {
-    let default = |text: &str| vec![(DEFAULT.to_owned(), text.to_owned())];
-    match &config["chat_template"] {
-        Value::String(text) => return Ok(default(text)),
-        Value::Array(several) => {
-            let text = |entry: &Value, field: &str| entry[field].as_str().map(str::to_owned);
-            let named = |entry: &Value| text(entry, "name").zip(text(entry, "template"));
-            return Ok(several.iter().filter_map(named).collect());
-        }
-        _ => {}
-    }
-    let path = directory.join("chat_template.jinja");
-    if path.is_file() {
-        return Ok(default(&fs::read_to_string(&path).map_err(WeightError::io("read", &path))?));
-    }
-    let file = read_json(&directory.join("chat_template.json"))?.unwrap_or_default();
-    Ok(file["chat_template"].as_str().map(default).unwrap_or_default())
-}
-
-fn read_json(path: &Path) -> Result<Option<Value>, GgufError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = fs::read(path).map_err(WeightError::io("read", path))?;
-    let wrong = |error: serde_json::Error| GgufError::Tokenizer { path: path.to_owned(), reason: error.to_string() };
-    serde_json::from_slice(&text).map(Some).map_err(wrong)
 }
 
 /// Why a file is no byte-level tokenizer: other kinds hold their vocabulary in other shapes, which says nothing to people.
