@@ -30,7 +30,7 @@ pub use auto::Auto;
 pub use byte_size::ByteSize;
 pub use family::ConfigError;
 pub use inventory::{Part, Role, TensorSpec, inventory};
-pub use model_dir::{LOCK_FILE, ModelDir, ModelError};
+pub use model_dir::{KeyLayout, LOCK_FILE, ModelDir, ModelError, module_name};
 pub use spec::{
     AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Projections,
     RopeSpec, SparseSpec,

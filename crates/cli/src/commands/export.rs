@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use qwen_tune_model::Parameters;
-use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::export::{self, Change, ExportKind as Kind};
+use qwen_tune_qwen::{KeyLayout, ModelDir};
 use qwen_tune_train::{Artefact, Checkpoints};
 use qwen_tune_weights::atomic::AtomicDir;
 use qwen_tune_weights::lock::Lock;
@@ -15,7 +15,7 @@ use super::loaded::{final_adapter, read_adapter};
 use super::{DONE, Ended, base, failed, written};
 use crate::args::{ExportArgs, ExportKind};
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{Plan, model_faults};
+use crate::plan::{Plan, key_layout, model_faults};
 use crate::recipe::{Parsed, Purpose, Recipe, RecipeDoc, Setting};
 use crate::terminal::Printer;
 
@@ -32,7 +32,11 @@ pub(super) fn export_run(
     }
     let adapter = plan.trained.artefact.adapter(parameters);
     let full = if adapter.is_none() { Some(full_tensors(&plan.directory)?.1) } else { None };
-    let learnt = Learnt { adapter: adapter.as_ref(), full: full.as_ref(), base };
+    let layout = match &plan.trained.artefact {
+        Artefact::Adapter { layout, .. } => *layout,
+        Artefact::Full => plan.model.key_layout,
+    };
+    let learnt = Learnt { adapter: adapter.as_ref(), layout, full: full.as_ref(), base };
     let mut made = Vec::new();
     for kind in kinds {
         let out = plan.directory.join("export").join(match kind {
@@ -48,6 +52,8 @@ pub(super) fn export_run(
 /// What training made of which base.
 struct Learnt<'a> {
     adapter: Option<&'a Adapter>,
+    /// Whose module paths an exported adapter has.
+    layout: KeyLayout,
     full: Option<&'a Checkpoint>,
     base: Option<&'a Lock>,
 }
@@ -66,7 +72,7 @@ fn make(kind: Kind, model: &ModelDir, learnt: &Learnt<'_>, out: AtomicDir) -> Re
             }
         }
         (Kind::Adapter, Some(adapter)) => {
-            let adapter = export::fit_adapter(model, adapter).map_err(told)?;
+            let adapter = export::fit_adapter(model, learnt.layout, adapter).map_err(told)?;
             adapter.write_into(out.path(), Dtype::F32).map_err(|e| failed("export", &e))?;
         }
         (Kind::Adapter, None) => {
@@ -131,7 +137,11 @@ pub(super) fn run(args: &ExportArgs, printer: &Printer) -> Ended {
     }
     let lock = if kind == Kind::Merged { base::lock(&model, &recipe)? } else { None };
     let full = full.as_ref().map(|(_, tensors)| tensors);
-    let learnt = Learnt { adapter: adapter.as_ref(), full, base: lock.as_ref() };
+    let layout = match recipe.adapter() {
+        Some(lora) => key_layout(&lora, &doc, &model)?,
+        None => model.key_layout,
+    };
+    let learnt = Learnt { adapter: adapter.as_ref(), layout, full, base: lock.as_ref() };
     make(kind, &model, &learnt, AtomicDir::new(&args.out).map_err(|e| failed("export", &e))?)?;
     if printer.is_json() {
         written(printer.json(&serde_json::json!({ "path": args.out })))?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use globset::Glob;
 use qwen_tune_model::{FullConfig, LoraConfig, LoraModule, LoraPlan, Training};
-use qwen_tune_qwen::{ModelDir, TensorSpec, export};
+use qwen_tune_qwen::{KeyLayout, ModelDir, TensorSpec, export};
 use qwen_tune_train::Artefact;
 use qwen_tune_weights::peft::Adapter;
 
@@ -35,6 +35,7 @@ pub fn trained(recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Result<Tra
 
 fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Result<Trained, Diagnostics> {
     let list = &model.inventory;
+    let layout = key_layout(lora, doc, model)?;
     let (modules, mut config) = if lora.init == "default" {
         let resolved = lora.target.resolve(list, &lora.layers);
         let modules = resolved.map_err(|errors| {
@@ -43,7 +44,7 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
         })?;
         let scale = lora.scale() as f32;
         let base = Some(recipe.model.base.clone());
-        let mut config = export::adapter_config(model, base, lora.rank, lora.alpha, &modules);
+        let mut config = export::adapter_config(model, layout, base, lora.rank, lora.alpha, &modules);
         config.use_rslora = lora.rslora;
         let module = LoraModule { rank: lora.rank, scale, values: None };
         (modules.into_iter().map(|name| (name, module.clone())).collect(), config)
@@ -58,6 +59,8 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
         let bound = bind_adapter(adapter, model).map_err(|mistakes| {
             mistakes.into_iter().map(|d| d.at(doc.span_of("lora.init"))).collect::<Diagnostics>()
         })?;
+        let names: Vec<String> = bound.keys().cloned().collect();
+        export::fit_config(model, layout, &mut config, &names);
         (bound, config)
     };
     config.lora_dropout = lora.dropout;
@@ -65,9 +68,28 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
         config.other.insert("revision".to_owned(), revision.clone().into());
     }
     let scales = modules.iter().map(|(name, module): (&String, &LoraModule)| (name.clone(), module.scale)).collect();
-    let artefact = Artefact::Adapter { config: Box::new(config), prefix: model.peft_module(""), scales };
+    let artefact = Artefact::Adapter { config: Box::new(config), layout, scales };
     let plan = LoraPlan { modules, dropout: lora.dropout as f32, seed: recipe.run.seed };
     Ok(Trained { training: Training::Lora(plan), artefact, dropout: lora.dropout > 0.0 })
+}
+
+/// Whose module paths adapters of this base are written in.
+///
+/// # Errors
+/// If the base has no class with the paths that the recipe asks for.
+pub fn key_layout(lora: &LoraConfig, doc: &RecipeDoc, model: &ModelDir) -> Result<KeyLayout, Diagnostic> {
+    let layout = lora.key_layout.unwrap_or_else(|| model.key_layout);
+    if model.key_layouts.contains(&layout) {
+        return Ok(layout);
+    }
+    let message = format!("`lora.key_layout` cannot be `{}` with this base", layout.name());
+    Err(Diagnostic::mistake("no-such-class", message)
+        .at(doc.span_of("lora.key_layout"))
+        .found(format!(
+            "a configuration of `{}` without `text_config`, which only the text class loads",
+            model.spec.model_type
+        ))
+        .expected("`\"auto\"` or `\"text\"`"))
 }
 
 /// Holds an adapter against the model: every pair must bind to a linear layer of its shape.

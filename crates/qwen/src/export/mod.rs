@@ -7,7 +7,7 @@ mod config;
 mod error;
 mod merge;
 
-pub use adapter::{adapter_config, fit_adapter, save_adapter};
+pub use adapter::{adapter_config, fit_adapter, fit_config, save_adapter};
 pub use config::{ExportConfig, ExportKind};
 pub use error::ExportError;
 pub use merge::{Change, Merged, merge, merge_into};
