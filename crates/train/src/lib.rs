@@ -13,6 +13,7 @@ mod eval;
 mod event;
 mod objective;
 mod optimizer;
+mod packing;
 mod probe;
 pub mod process;
 mod provenance;
@@ -34,6 +35,7 @@ pub use eval::{EVAL_GROUP, EvalSet, LossSum, batch_logps};
 pub use event::{Ending, Evaluation, Event, Fanout, Outcome, Sink, Step};
 pub use objective::{Likelihood, Objective, objective};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
+pub use packing::{PackingDifference, PackingProof, packing_difference, packing_tolerance};
 pub use probe::{Pace, Probe};
 pub use provenance::Provenance;
 /// Tokens whose logits the head holds at a time.

@@ -6,6 +6,7 @@ mod fault;
 mod inputs;
 mod length;
 mod pace;
+mod packing;
 mod room;
 mod trained;
 mod worst;
@@ -28,6 +29,7 @@ pub use fault::{data_fault, data_faults, model_faults};
 pub use inputs::{Opened, held_out, open_model, roots, training_rows};
 pub use length::step_size;
 pub use pace::Estimate;
+pub use packing::PackingCheck;
 pub use room::{Cost, MemoryTable, available_memory};
 pub use trained::{Trained, bind_adapter, key_layout, trained};
 
