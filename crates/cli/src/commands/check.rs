@@ -48,8 +48,8 @@ fn packing_as_text(packing: &PackingCheck) -> Option<String> {
         PackingCheck::NotPacked => None,
         PackingCheck::Skipped(reason) => Some(format!("packing was not compared: {reason}")),
         PackingCheck::Same(seen) => Some(format!(
-            "packed = separate: largest difference {:.1e} nats over {} tokens of {} rows",
-            seen.largest,
+            "packed = separate: largest difference {} nats over {} tokens of {} rows",
+            if seen.largest == 0.0 { "0".to_owned() } else { format!("{:.1e}", seen.largest) },
             count(seen.tokens as u64),
             count(seen.rows as u64)
         )),

@@ -85,7 +85,7 @@ fn keys_are_those_of_the_directorys_class() {
     let flat = |model_type: &str| {
         let mut fixture = Fixture::new(model_type);
         let hybrid = json!({
-            "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 1,
+            "layer_types": ["linear_attention", "full_attention"], "head_dim": 8, "linear_num_key_heads": 1,
             "linear_num_value_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4,
         });
         fixture.config.as_object_mut().unwrap().extend(hybrid.as_object().unwrap().clone());

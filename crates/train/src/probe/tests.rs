@@ -10,7 +10,7 @@ use super::*;
 fn hybrid() -> DecoderSpec {
     family::resolve(&json!({
         "model_type": "qwen3_next", "vocab_size": 24, "hidden_size": 8, "intermediate_size": 12,
-        "num_hidden_layers": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+        "num_hidden_layers": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "full_attention_interval": 4,
         "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4,
         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
