@@ -75,7 +75,7 @@ impl Plan {
         let spec = &self.model.spec;
         let blocks: Vec<usize> = spec.alike().iter().map(|kind| kind[0]).collect();
         let of_a_block: Vec<_> =
-            self.model.inventory.iter().cloned().filter(|t| t.layer.is_some_and(|l| blocks.contains(&l))).collect();
+            self.model.inventory.iter().filter(|t| t.layer.is_some_and(|l| blocks.contains(&l))).cloned().collect();
         // Packed and alone, a multiplication and an addition for each number.
         let token = 4 * memory::active_parameters(spec, &of_a_block);
         (FLOPS / token.max(1)).clamp(TOKENS.0, TOKENS.1)

@@ -77,7 +77,7 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
 ///
 /// # Errors
 /// If the base has no class with the paths that the recipe asks for.
-pub fn key_layout(lora: &LoraConfig, doc: &RecipeDoc, model: &ModelDir) -> Result<KeyLayout, Diagnostic> {
+pub fn key_layout(lora: &LoraConfig, doc: &RecipeDoc, model: &ModelDir) -> Result<KeyLayout, Diagnostics> {
     let layout = lora.key_layout.unwrap_or_else(|| model.key_layout);
     if model.key_layouts.contains(&layout) {
         return Ok(layout);
@@ -89,7 +89,8 @@ pub fn key_layout(lora: &LoraConfig, doc: &RecipeDoc, model: &ModelDir) -> Resul
             "a configuration of `{}` without `text_config`, which only the text class loads",
             model.spec.model_type
         ))
-        .expected("`\"auto\"` or `\"text\"`"))
+        .expected("`\"auto\"` or `\"text\"`")
+        .into())
 }
 
 /// Holds an adapter against the model: every pair must bind to a linear layer of its shape.
