@@ -6,6 +6,7 @@ mod cli;
 mod equivalence;
 mod golden;
 mod hostile;
+mod made_model;
 mod parity;
 mod plans;
 mod runs;

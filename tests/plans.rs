@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tempfile::tempdir;
 
+use crate::made_model;
 use crate::runs::succeed;
 
 const LORA: &str = "recipes/smoke/qwen3-lora.toml";
@@ -42,6 +43,33 @@ fn memory_is_predicted_within_a_tenth() {
         let off = predicted / held - 1.0;
         assert!(off.abs() < 0.1, "{recipe} {settings:?}: predicted {predicted:.3e} bytes, held {held:.3e} ({off:+.3})");
     }
+}
+
+/// The parts that only some families have: experts, recurrences, a gated expert that all tokens go through.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_of_experts_and_recurrences_is_predicted_within_a_tenth() {
+    let home = tempdir().unwrap();
+    let large = ["--set", "run.global_batch=32", "--set", "run.steps=3"];
+    let again = ["--set", "run.recompute=all"];
+    let mut seen = Vec::new();
+    for family in ["qwen3_moe", "qwen2_moe", "qwen3_5", "qwen3_next"] {
+        let base = home.path().join(family);
+        made_model::write(&base, &made_model::config(family), "model.");
+        let base = format!("model.base={}", base.display());
+        for (recipe, more) in [(LORA, &[][..]), (LORA, &again), (FULL, &[])] {
+            let settings = [&large[..], more, &["--set", &base]].concat();
+            let predicted = plan(recipe, &settings)["memory_bytes"].as_f64().unwrap();
+            let held = peak(recipe, &settings);
+            let off = predicted / held - 1.0;
+            seen.push((
+                off,
+                format!("{family} {recipe} {more:?}: predicted {predicted:.3e}, held {held:.3e} ({off:+.3})"),
+            ));
+        }
+    }
+    let told: Vec<&str> = seen.iter().map(|(_, told)| told.as_str()).collect();
+    assert!(seen.iter().all(|(off, _)| off.abs() < 0.1), "{}", told.join("\n"));
 }
 
 /// The more memory, the less is done in pieces; and never a plan above the budget.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{command, output_of};
+use super::{ROUNDING, command, output_of};
 
 /// The tiny model's own turns, with parts of the template to be got wrong.
 const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% elif m.role in ROLES %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}";
@@ -92,7 +92,8 @@ macro_rules! refusals {
     ($($name:ident: $case:expr;)+) => { $(
         #[test]
         fn $name() {
-            insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+            let filters = ROUNDING;
+            insta::with_settings!({ filters => filters, omit_expression => true, prepend_module_to_snapshot => false }, {
                 insta::assert_snapshot!(concat!("audit_", stringify!($name)), $case.output(&["check", "recipe.toml"]));
             });
         }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use super::{command, output_of};
+use super::{ROUNDING, command, output_of};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -57,7 +57,7 @@ fn snapshot(name: &str, text: &str) {
     let mut settings = insta::Settings::clone_current();
     settings.set_omit_expression(true);
     settings.set_prepend_module_to_snapshot(false);
-    for (from, to) in FILTERS {
+    for (from, to) in FILTERS.into_iter().chain(ROUNDING) {
         settings.add_filter(from, to);
     }
     settings.bind(|| insta::assert_snapshot!(format!("outputs_{name}"), text));

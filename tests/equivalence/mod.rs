@@ -1,13 +1,13 @@
 //! Laws that hold whatever the numbers are: two ways of doing the same thing agree.
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use qwen_tune_data::Batch;
-use qwen_tune_model::{Cache, Context, Decoder, LoraModule, LoraPlan, Parameters, Pass, Training};
+use qwen_tune_data::{Batch, Origin, Packing, Sample};
+use qwen_tune_model::{Cache, Context, Decoder, LoraModule, LoraPlan, ModelPart, Parameters, Pass, Training};
 use qwen_tune_model::{Sampling, generate};
 use qwen_tune_qwen::export::{self, Change};
 use qwen_tune_qwen::{ModelDir, Role};
 use qwen_tune_train::backward::{Gradients, Staging, accumulate, accumulate_whole_tape};
-use qwen_tune_train::{Likelihood, Objective};
+use qwen_tune_train::{Likelihood, Objective, PackingProof, packing_difference, packing_tolerance};
 use qwen_tune_weights::{Dtype, MemorySource, TensorInfo, TensorSource, encoding};
 
 use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
@@ -153,6 +153,83 @@ fn micro_batches_of_one_are_one_batch_of_four() {
         // Products of other sizes add up in another order, which the gated norm of hybrids shows tenfold and more.
         let limit = if golden.is_hybrid() { 1e-4 } else { 1e-5 };
         assert_same(&name, &parameters, &apart, &together, limit);
+    }
+}
+
+/// Rows of the golden cut to lengths that are no multiples of anything.
+fn rows_of(golden: &Golden) -> Vec<Sample> {
+    let whole = golden.batch();
+    let width = whole.sequences[0].len;
+    let cut = |row: usize, len: usize| Sample {
+        ids: whole.ids[row * width..][..len].to_vec(),
+        trained: (0..len).map(|t| t > 0 && t % 3 != 1).collect(),
+        origin: Origin { source: 0, file: 0, row: row as u64 },
+    };
+    vec![cut(0, 7), cut(1, width - 3), cut(1, 5), cut(0, 9)]
+}
+
+#[test]
+fn packed_rows_are_each_row_alone_and_a_layout_that_leaks_is_seen() {
+    let mut largest: f32 = 0.0;
+    for name in names() {
+        let golden = Golden::open(&name);
+        let (decoder, parameters) = golden.load(&golden.lora(), &cpu());
+        let pass = Pass::plain(&parameters);
+        let samples = rows_of(&golden);
+        let rows: Vec<&Sample> = samples.iter().collect();
+        let tolerance = packing_tolerance(&decoder.spec);
+        let packed = Batch::from_rows(&[rows[..2].to_vec(), rows[2..].to_vec()]);
+        let seen = packing_difference(&decoder, &pass, &packed, &rows);
+        assert_eq!((seen.rows, seen.tokens), (4, packed.trained));
+        assert!(seen.largest < tolerance, "{name}: {:e}", seen.largest);
+        largest = largest.max(seen.largest);
+
+        // Two rows taken for one; a row that begins too early.
+        let mut joined = packed.clone();
+        let second = joined.sequences.remove(1);
+        joined.sequences[0].len += second.len;
+        let mut shifted = packed.clone();
+        shifted.sequences[1].len -= 2;
+        shifted.sequences[2].start -= 2;
+        shifted.sequences[2].len += 2;
+        for (leak, what) in [(&joined, "joined"), (&shifted, "shifted")] {
+            let seen = packing_difference(&decoder, &pass, leak, &rows);
+            assert!(seen.largest > 2.0 * tolerance, "{name}: {what} shows as {:e} only", seen.largest);
+        }
+    }
+    assert!(largest < 1e-4, "{largest:e}");
+}
+
+/// What `check` looks at: few blocks, a part of the vocabulary, and what each kind of layer may do wrong.
+#[test]
+fn a_part_of_a_model_shows_what_the_whole_would() {
+    for name in names() {
+        let golden = Golden::open(&name);
+        let samples = rows_of(&golden).into_iter().map(Ok::<_, std::convert::Infallible>);
+        let proof = PackingProof::new(&golden.model, samples, 512).unwrap();
+        let seen = proof.run(&golden.lora(), Packing::BestFit, 40, &cpu()).unwrap();
+        assert_eq!(seen.rows, 4, "{name}");
+        assert!(seen.tokens > 10 && seen.largest < packing_tolerance(&golden.model.spec), "{name}: {seen:?}");
+        let part =
+            ModelPart { vocabulary: None, blocks: golden.model.spec.alike().iter().map(|kind| kind[0]).collect() };
+        let (whole, _) = golden.load(&Training::Nothing, &cpu());
+        let (some, parameters) =
+            Decoder::load_part(&golden.model, &part, &Training::Nothing, &cpu(), DType::F32).unwrap();
+        let pass = Pass::plain(&parameters);
+        let batch = golden.batch();
+        let context = some.context(&spans(&batch), &batch.positions);
+        let logits = |decoder: &Decoder| host(decoder.logits(decoder.hidden(&batch.ids, &context, &pass), &pass));
+        assert_eq!(logits(&some), logits(&whole.with_blocks(&part.blocks)), "{name}");
+        let few = [3, 1, 2];
+        let part = ModelPart { vocabulary: Some(few.to_vec()), ..part };
+        let (narrow, _) = Decoder::load_part(&golden.model, &part, &Training::Nothing, &cpu(), DType::F32).unwrap();
+        let context = some.context(&[(0, 3)], &[0, 1, 2]);
+        let all = host(some.logits(some.hidden(&few, &context, &pass), &pass));
+        let own = host(narrow.logits(narrow.hidden(&[0, 1, 2], &context, &pass), &pass));
+        let vocabulary = some.spec.vocab_size;
+        let expected: Vec<f32> =
+            (0..3).flat_map(|t| few.iter().map(move |&id| t * vocabulary + id as usize)).map(|i| all[i]).collect();
+        assert!(max_abs(&own, &expected) < 1e-5, "{name}");
     }
 }
 

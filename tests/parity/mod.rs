@@ -159,7 +159,7 @@ fn adapters_of_single_experts_are_read_as_peft_reads_them() {
         seen += 1;
         let adapter = Adapter::read(&golden.dir.join("adapter_per_expert")).unwrap();
         // What is written of it has the form that PEFT reads for every family.
-        let fitted = qwen_tune_qwen::export::fit_adapter(&golden.model, &adapter).unwrap();
+        let fitted = qwen_tune_qwen::export::fit_adapter(&golden.model, golden.model.key_layout, &adapter).unwrap();
         let out = tempfile::tempdir().unwrap();
         fitted.write(&out.path().join("adapter"), qwen_tune_weights::Dtype::F32).unwrap();
         let again = Adapter::read(&out.path().join("adapter")).unwrap();

@@ -4,6 +4,7 @@ mod bad_step;
 mod base;
 mod changed;
 mod disk;
+mod key_layout;
 mod kill;
 mod scene;
 mod smoke;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use qwen_tune_qwen::ModelDir;
+use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
 use crate::linear::{Linear, Lora};
@@ -119,18 +119,14 @@ impl<'a> Builder<'a> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// The values of the inventory's tensor `name`, whose shape must be this.
-    fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Vec<f32>, BuildError> {
-        let model = self.site.model;
-        let found = model.inventory.iter().find(|tensor| tensor.name == name);
-        match found.filter(|tensor| tensor.shape == shape) {
-            Some(tensor) => Ok(model.read_f32(tensor)?),
-            None => Err(BuildError::Shape {
-                name: name.to_owned(),
-                found: found.map(|tensor| tensor.shape.clone()).unwrap_or_default(),
-                expected: shape.to_vec(),
-            }),
-        }
+    /// The inventory's tensor `name`, whose shape must be this.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<&'a TensorSpec, BuildError> {
+        let found = self.site.model.inventory.iter().find(|tensor| tensor.name == name);
+        found.filter(|tensor| tensor.shape == shape).ok_or_else(|| BuildError::Shape {
+            name: name.to_owned(),
+            found: found.map(|tensor| tensor.shape.clone()).unwrap_or_default(),
+            expected: shape.to_vec(),
+        })
     }
 
     /// The tensor `name` below the cursor. `compute` tensors take part in products and are held in the model's dtype;
@@ -145,16 +141,30 @@ impl<'a> Builder<'a> {
         compute: bool,
     ) -> Result<Weight<D>, BuildError> {
         let name = self.join(name);
-        let values = self.read(&name, shape)?;
+        let values = self.site.model.read_f32(self.find(&name, &shape)?)?;
+        Ok(self.hold(name, shape, values, compute))
+    }
+
+    /// The matrix `name` below the cursor, which takes part in products: of its rows these, or all.
+    ///
+    /// # Errors
+    /// As [`Builder::tensor`].
+    pub fn rows(&self, name: &str, shape: [usize; 2], rows: Option<&[u32]>) -> Result<Weight<2>, BuildError> {
+        let Some(rows) = rows else { return self.tensor(name, shape, true) };
+        let name = self.join(name);
+        let values = self.site.model.read_rows_f32(self.find(&name, &shape)?, rows)?;
+        Ok(self.hold(name, [rows.len(), shape[1]], values, true))
+    }
+
+    fn hold<const D: usize>(&self, name: String, shape: [usize; D], values: Vec<f32>, compute: bool) -> Weight<D> {
         if let Training::Full(trained) = self.site.training
             && trained.contains(&name)
         {
             let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
-            return Ok(Weight::Trained { slot, shape });
+            return Weight::Trained { slot, shape };
         }
         let dtype = if compute { self.site.dtype } else { DType::F32 };
-        let tensor = Tensor::<D>::from_data(TensorData::new(values, shape), (self.site.device, dtype));
-        Ok(Weight::Frozen(tensor))
+        Weight::Frozen(Tensor::<D>::from_data(TensorData::new(values, shape), (self.site.device, dtype)))
     }
 
     /// A linear layer `[out, in]`, with its adapter if the plan gives it one.

@@ -1,6 +1,7 @@
 //! The recipe sections `[model]`, `[lora]` and `[full]`: which checkpoint, and what of it is trained.
 
 use qwen_tune_qwen::targets::{LayerFilter, LoraTargets};
+use qwen_tune_qwen::{Auto, KeyLayout};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +91,10 @@ pub struct LoraConfig {
     pub modules_to_save: Vec<String>,
     /// Which layers: `all`, or a list of indices and ranges such as `["0-3", 7]`.
     pub layers: LayerFilter,
+    /// Module paths in the adapter's files: those of the text class (`model.layers`), of the multimodal class
+    /// (`model.language_model.layers`), or `auto`: of the class that the base's own configuration names. Both are read.
+    #[schemars(extend("x-may-change-on-resume" = true))]
+    pub key_layout: Auto<KeyLayout>,
 }
 
 impl Default for LoraConfig {
@@ -107,6 +112,7 @@ impl Default for LoraConfig {
             plus_ratio: None,
             modules_to_save: Vec::new(),
             layers: LayerFilter::default(),
+            key_layout: Auto::Auto,
         }
     }
 }

@@ -26,6 +26,16 @@ pub struct Decoder {
     device: Device,
 }
 
+/// Some of a model, to see in few of its tensors how all of it behaves.
+#[derive(Debug, Clone, Default)]
+pub struct ModelPart {
+    /// Indices of blocks, in the order in which they run.
+    pub blocks: Vec<usize>,
+    /// Tokens whose rows of embedding and head are taken, which are known by their places in this list from then on; all
+    /// where it is absent.
+    pub vocabulary: Option<Vec<u32>>,
+}
+
 /// One pre-norm layer.
 #[derive(Debug, Clone)]
 pub struct Block {
@@ -126,44 +136,57 @@ impl Decoder {
         device: &Device,
         dtype: DType,
     ) -> Result<(Self, Parameters), BuildError> {
-        Self::load_lowest(model, model.spec.layers.len(), training, device, dtype)
+        let whole = ModelPart { blocks: (0..model.spec.layers.len()).collect(), vocabulary: None };
+        Self::load_part(model, &whole, training, device, dtype)
     }
 
-    /// As [`Decoder::load`], with the lowest `layers` blocks only: for measuring what a block costs.
+    /// As [`Decoder::load`], a part of the model only: its specification is that of a model which is nothing more.
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn load_lowest(
+    pub fn load_part(
         model: &ModelDir,
-        layers: usize,
+        part: &ModelPart,
         training: &Training,
         device: &Device,
         dtype: DType,
     ) -> Result<(Self, Parameters), BuildError> {
-        let spec = &DecoderSpec {
-            layers: model.spec.layers[..layers.min(model.spec.layers.len())].to_vec(),
+        let vocabulary = part.vocabulary.as_deref();
+        let stored = [model.spec.vocab_size, model.spec.hidden_size];
+        let spec = DecoderSpec {
+            layers: part.blocks.iter().map(|&block| model.spec.layers[block].clone()).collect(),
+            vocab_size: vocabulary.map_or(model.spec.vocab_size, <[u32]>::len),
             ..model.spec.clone()
         };
         Builder::build(model, training, device, dtype, |at| {
+            let block = |(index, &block): (usize, &usize)| {
+                Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])
+            };
             Ok(Self {
-                embed_tokens: at.at("embed_tokens").tensor("weight", [spec.vocab_size, spec.hidden_size], true)?,
-                layers: spec
-                    .layers
-                    .iter()
-                    .enumerate()
-                    .map(|(index, layer)| Block::new(&at.at("layers").at(index), spec, index, layer))
-                    .collect::<Result<_, _>>()?,
+                embed_tokens: at.at("embed_tokens").rows("weight", stored, vocabulary)?,
+                layers: part.blocks.iter().enumerate().map(block).collect::<Result<_, _>>()?,
                 norm: at.norm("norm", spec.hidden_size, spec.norm)?,
                 lm_head: match spec.head {
                     HeadSpec::Tied => None,
-                    HeadSpec::Own => {
-                        Some(at.at("lm_head").tensor("weight", [spec.vocab_size, spec.hidden_size], true)?)
-                    }
+                    HeadSpec::Own => Some(at.at("lm_head").rows("weight", stored, vocabulary)?),
                 },
                 spec: spec.clone(),
                 device: device.clone(),
             })
         })
+    }
+
+    /// The same with these of its blocks only, by index and in this order; weights are shared.
+    #[must_use]
+    pub fn with_blocks(&self, blocks: &[usize]) -> Self {
+        Self {
+            spec: DecoderSpec {
+                layers: blocks.iter().map(|&block| self.spec.layers[block].clone()).collect(),
+                ..self.spec.clone()
+            },
+            layers: blocks.iter().map(|&block| self.layers[block].clone()).collect(),
+            ..self.clone()
+        }
     }
 
     /// Where it lives.

@@ -33,7 +33,7 @@ pub use byte_size::ByteSize;
 pub use export::ExportError;
 pub use family::ConfigError;
 pub use inventory::{Matrices, Part, Role, TensorSpec, inventory};
-pub use model_dir::{LOCK_FILE, ModelDir, ModelError, Weights};
+pub use model_dir::{KeyLayout, LOCK_FILE, ModelDir, ModelError, Weights, module_name};
 pub use spec::{
     AttentionSpec, DecoderSpec, FfnSpec, GatedDeltaSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Projections,
     RopeOrigin, RopeScaling, RopeSpec, SparseSpec,

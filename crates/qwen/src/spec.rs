@@ -59,6 +59,18 @@ impl DecoderSpec {
             FfnSpec::Sparse(_) => None,
         })
     }
+
+    /// Indices of the layers, those that are alike together, by their lowest.
+    pub fn alike(&self) -> Vec<Vec<usize>> {
+        let mut kinds: Vec<Vec<usize>> = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            match kinds.iter_mut().find(|kind| self.layers[kind[0]] == *layer) {
+                Some(kind) => kind.push(index),
+                None => kinds.push(vec![index]),
+            }
+        }
+        kinds
+    }
 }
 
 /// A pre-norm layer: `h = x + mixer(norm1(x))`, `y = h + ffn(norm2(h))`.

@@ -58,7 +58,7 @@ fn a_merge_needs_less_memory_than_one_tensor() {
     let pair = |module: &String| {
         let shape = &model.tensor(&model.tensor_name(&format!("{module}.weight"))).unwrap().shape;
         LoraPair {
-            module: model.peft_module(module),
+            module: model.key_layout.path(module),
             a: vec![0.5; 8 * shape[1]],
             b: vec![0.5; shape[0] * 8],
             rank: 8,
@@ -69,7 +69,7 @@ fn a_merge_needs_less_memory_than_one_tensor() {
         }
     };
     let adapter = Adapter {
-        config: adapter_config(&model, None, 8, 16.0, &modules),
+        config: adapter_config(&model, model.key_layout, None, 8, 16.0, &modules),
         pairs: modules.iter().map(pair).collect(),
         others: Vec::new(),
     };

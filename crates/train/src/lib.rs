@@ -15,6 +15,7 @@ mod event;
 mod fidelity;
 mod objective;
 mod optimizer;
+mod packing;
 mod probe;
 pub mod process;
 mod provenance;
@@ -38,6 +39,7 @@ pub use event::{Ending, Evaluation, Event, Fanout, Outcome, Sink, Step};
 pub use fidelity::{Fidelity, Reference};
 pub use objective::{Likelihood, Objective, objective};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
+pub use packing::{PackingDifference, PackingProof, packing_difference, packing_tolerance};
 pub use probe::{Pace, Probe};
 pub use provenance::Provenance;
 /// Tokens whose logits the head holds at a time.

@@ -67,8 +67,13 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     drop(run);
     drop(decoder);
     let full = if adapter.is_none() { Some(export::full_tensors(&plan.directory)?.1) } else { None };
+    let layout = match &plan.trained.artefact {
+        Artefact::Adapter { layout, .. } => *layout,
+        Artefact::Full => plan.model.key_layout,
+    };
     let trained = export::Trained {
         adapter: adapter.as_ref(),
+        layout,
         full: full.as_ref(),
         base: lock.as_ref(),
         recipe: &plan.recipe,

@@ -6,6 +6,7 @@ mod fault;
 mod inputs;
 mod length;
 mod pace;
+mod packing;
 mod room;
 mod trained;
 mod worst;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use qwen_tune_data::{Audit, AuditLimits, BatchPlan, DataError, Dataset, Packing, StepSize};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device::OpenDevice;
-use qwen_tune_train::{EvalSet, Recompute};
+use qwen_tune_train::{Artefact, EvalSet, Recompute};
 
 use crate::diagnostic::Diagnostics;
 use crate::recipe::{Choice, Purpose, Recipe, RecipeDoc, Setting};
@@ -28,8 +29,9 @@ pub use fault::{data_fault, data_faults, model_faults};
 pub use inputs::{Opened, held_out, open_model, roots, training_rows};
 pub use length::step_size;
 pub use pace::Estimate;
+pub use packing::PackingCheck;
 pub use room::{Cost, MemoryTable, available_memory};
-pub use trained::{Trained, bind_adapter, trained};
+pub use trained::{Trained, bind_adapter, key_layout, trained};
 
 /// A run with nothing left to decide.
 pub struct Plan {
@@ -133,6 +135,13 @@ impl Plan {
         let mut choose = |key: &str, value: toml::Value, reason: &str| choices.push(Choice::new(key, value, reason));
         if recipe.run.device == "auto" {
             choose("run.device", device.name.as_str().into(), &device.reason);
+        }
+        // Where there is one class only, there is nothing to decide.
+        if let (Artefact::Adapter { layout, .. }, [_, _, ..]) = (&trained.artefact, model.key_layouts)
+            && recipe.adapter().is_some_and(|lora| lora.key_layout.is_auto())
+        {
+            let reason = "the paths of the class that the base's configuration names";
+            choose("lora.key_layout", layout.name().into(), reason);
         }
         let packing = match recipe.tokens.packing {
             Packing::Auto => {

@@ -92,9 +92,8 @@ impl Load<'_> {
     fn plan(&self, way: Way, max_length: usize) -> MemoryPlan {
         let spec = &self.model.spec;
         let layout = Layout { max_length, ..self.layout };
-        let eval = self
-            .eval
-            .map_or(0, |(_, lengths)| lengths.cut(max_length).worst_of_groups(EVAL_GROUP, layout, way.micro_batch));
+        let eval =
+            self.eval.map(|(_, lengths)| lengths.cut(max_length).worst_of_groups(EVAL_GROUP, layout, way.micro_batch));
         let size = self.device.dtype.size() as u64;
         memory::plan(&MemoryInput {
             spec,
@@ -102,10 +101,10 @@ impl Load<'_> {
             learned: &self.learned(),
             weight_bytes: size,
             activation_bytes: size,
-            tokens: self.lengths.cut(max_length).worst(layout, way.micro_batch) as u64,
+            batch: self.lengths.cut(max_length).worst(layout, way.micro_batch),
             kept: Kept { layers: spec.layers.len() - way.recompute },
             head_rows: head_rows(spec.vocab_size) as u64,
-            eval_tokens: eval as u64,
+            eval_tokens: eval.map_or(0, |extent| extent.tokens),
         })
     }
 
@@ -202,7 +201,7 @@ impl Load<'_> {
         Cost {
             flops,
             memory,
-            worst_tokens: self.lengths.worst(self.layout, way.micro_batch),
+            worst_tokens: self.lengths.worst(self.layout, way.micro_batch).tokens as usize,
             step_tokens: match self.layout.step {
                 StepSize::Rows(rows) => rows as f64 * self.lengths.mean(),
                 StepSize::Tokens(tokens) => tokens as f64,
@@ -220,6 +219,7 @@ impl Load<'_> {
             ("gradients", plan.gradients),
             ("kept for the backward", plan.kept),
             ("backward of one block", plan.layer),
+            ("holes between freed buffers", plan.holes),
             ("head, one chunk of logits", plan.head),
             ("evaluation", plan.eval),
             ("update of the largest tensor", plan.update),

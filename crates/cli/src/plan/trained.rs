@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use globset::Glob;
 use qwen_tune_model::{FullConfig, LoraConfig, LoraModule, LoraPlan, Training};
 use qwen_tune_qwen::export::{self, ExportError};
-use qwen_tune_qwen::{FfnSpec, ModelDir, Switches, TargetError};
+use qwen_tune_qwen::{FfnSpec, KeyLayout, ModelDir, Switches, TargetError};
 use qwen_tune_train::Artefact;
 use qwen_tune_weights::peft::{Adapter, LoraPair};
 
@@ -55,6 +55,7 @@ fn balance_without_experts(recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -
 
 fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Result<Trained, Diagnostics> {
     let list = &model.inventory;
+    let layout = key_layout(lora, doc, model)?;
     let (modules, mut config) = if lora.init == "default" {
         let switches = Switches { experts: lora.experts, router: lora.router };
         let resolved = lora.target.resolve(switches, list, &lora.layers);
@@ -64,7 +65,7 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
         })?;
         let scale = lora.scale() as f32;
         let base = Some(recipe.model.base.clone());
-        let mut config = export::adapter_config(model, base, lora.rank, lora.alpha, &modules);
+        let mut config = export::adapter_config(model, layout, base, lora.rank, lora.alpha, &modules);
         config.use_rslora = lora.rslora;
         let module = LoraModule { rank: lora.rank, scale, values: None };
         (modules.into_iter().map(|name| (name, module.clone())).collect(), config)
@@ -77,7 +78,7 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
         let at = |mistakes: Diagnostics| -> Diagnostics {
             mistakes.into_iter().map(|d| d.at(doc.span_of("lora.init"))).collect()
         };
-        let adapter = fit(model, &adapter).map_err(at)?;
+        let adapter = fit(model, layout, &adapter).map_err(at)?;
         let mut config = adapter.config.clone();
         config.base_model_name_or_path = Some(recipe.model.base.clone());
         (bound(adapter, model), config)
@@ -88,9 +89,29 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
         config.other.insert("revision".to_owned(), revision.clone().into());
     }
     let scales = modules.iter().map(|(name, module): (&String, &LoraModule)| (name.clone(), module.scale)).collect();
-    let artefact = Artefact::Adapter { config: Box::new(config), prefix: model.peft_module(""), scales };
+    let artefact = Artefact::Adapter { config: Box::new(config), layout, scales };
     let plan = LoraPlan { modules, dropout: lora.dropout as f32, seed: recipe.run.seed };
     Ok(Trained { training: Training::Lora(plan), artefact, dropout: lora.dropout > 0.0 })
+}
+
+/// Whose module paths adapters of this base are written in.
+///
+/// # Errors
+/// If the base has no class with the paths that the recipe asks for.
+pub fn key_layout(lora: &LoraConfig, doc: &RecipeDoc, model: &ModelDir) -> Result<KeyLayout, Diagnostics> {
+    let layout = lora.key_layout.unwrap_or_else(|| model.key_layout);
+    if model.key_layouts.contains(&layout) {
+        return Ok(layout);
+    }
+    let message = format!("`lora.key_layout` cannot be `{}` with this base", layout.name());
+    Err(Diagnostic::mistake("no-such-class", message)
+        .at(doc.span_of("lora.key_layout"))
+        .found(format!(
+            "a configuration of `{}` without `text_config`, which only the text class loads",
+            model.spec.model_type
+        ))
+        .expected("`\"auto\"` or `\"text\"`")
+        .into())
 }
 
 /// Holds an adapter against the model: every pair must bind to matrices of its shape.
@@ -98,7 +119,7 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
 /// # Errors
 /// With every pair that does not.
 pub fn bind_adapter(adapter: &Adapter, model: &ModelDir) -> Result<BTreeMap<String, LoraModule>, Diagnostics> {
-    Ok(bound(fit(model, adapter)?, model))
+    Ok(bound(fit(model, model.key_layout, adapter)?, model))
 }
 
 /// The modules of an adapter that fits.
@@ -111,7 +132,7 @@ fn bound(adapter: Adapter, model: &ModelDir) -> BTreeMap<String, LoraModule> {
     adapter.pairs.into_iter().map(bind).collect()
 }
 
-fn fit(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Diagnostics> {
+fn fit(model: &ModelDir, layout: KeyLayout, adapter: &Adapter) -> Result<Adapter, Diagnostics> {
     let tell = |fault: ExportError| match fault {
         ExportError::WrongModuleShape { module, adapter, base } => {
             Diagnostic::mistake("adapter-shape", format!("the adapter of `{module}` does not fit"))
@@ -128,7 +149,7 @@ fn fit(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Diagnostics> {
         }
         other => Diagnostic::mistake_from("bad-adapter", &other),
     };
-    export::fit_adapter(model, adapter).map_err(|faults| faults.into_iter().map(tell).collect())
+    export::fit_adapter(model, layout, adapter).map_err(|faults| faults.into_iter().map(tell).collect())
 }
 
 fn target_mistake(error: &TargetError, at: impl Fn(&str) -> Option<crate::diagnostic::Span>) -> Diagnostic {

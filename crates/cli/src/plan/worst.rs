@@ -5,6 +5,7 @@ use std::sync::Arc;
 use qwen_tune_data::pack::{groups, rows};
 use qwen_tune_data::{BatchPlan, Cursor, DataError, Dataset, Packing, StepSize, Stream};
 use qwen_tune_model::mix;
+use qwen_tune_qwen::memory::Extent;
 
 /// Steps drawn at most; later ones hardly get larger.
 const DRAWN_STEPS: u64 = 512;
@@ -67,22 +68,23 @@ impl Lengths {
         (self.first.iter().sum::<usize>() as f64 / self.first.len().max(1) as f64).max(1.0)
     }
 
-    /// Tokens of the largest micro-batch: of all steps where they are known, else of the known ones and of as many as
+    /// The largest micro-batch: of all steps where they are known, else of the known ones and of as many as
     /// the run has, drawn from the lengths.
-    pub(super) fn worst(&self, layout: Layout, micro_batch: usize) -> usize {
+    pub(super) fn worst(&self, layout: Layout, micro_batch: usize) -> Extent {
         if self.first.is_empty() {
-            return micro_batch * layout.max_length;
+            return Extent::of(vec![layout.max_length; micro_batch]);
         }
         let known = self.steps.len() as u64;
         let drawn = (known..layout.steps.clamp(1, DRAWN_STEPS)).map(|step| self.drawn(layout.step, step));
         let largest = |lengths: &[usize]| largest(lengths, layout, micro_batch);
         let of_known = self.steps.iter().map(|lengths| largest(lengths)).max();
-        of_known.max(drawn.map(|lengths| largest(&lengths)).max()).unwrap_or(0)
+        of_known.max(drawn.map(|lengths| largest(&lengths)).max()).unwrap_or_default()
     }
 
-    /// Tokens of the largest batch when `group` sequences are laid out together.
-    pub(super) fn worst_of_groups(&self, group: usize, layout: Layout, micro_batch: usize) -> usize {
-        self.first.chunks(group.max(1)).map(|lengths| largest(lengths, layout, micro_batch)).max().unwrap_or(0)
+    /// The largest batch when `group` sequences are laid out together.
+    pub(super) fn worst_of_groups(&self, group: usize, layout: Layout, micro_batch: usize) -> Extent {
+        let groups = self.first.chunks(group.max(1));
+        groups.map(|lengths| largest(lengths, layout, micro_batch)).max().unwrap_or_default()
     }
 
     /// A step's lengths, the same for the same step.
@@ -106,12 +108,12 @@ impl Lengths {
     }
 }
 
-fn largest(lengths: &[usize], layout: Layout, micro_batch: usize) -> usize {
-    let laid: Vec<usize> = rows(lengths, layout.packing, layout.max_length)
-        .iter()
-        .map(|row| row.iter().map(|&sample| lengths[sample]).sum())
-        .collect();
-    groups(&laid, micro_batch).iter().map(|group| group.iter().map(|&row| laid[row]).sum()).max().unwrap_or(0)
+fn largest(lengths: &[usize], layout: Layout, micro_batch: usize) -> Extent {
+    let rows = rows(lengths, layout.packing, layout.max_length);
+    let laid: Vec<usize> = rows.iter().map(|row| row.iter().map(|&sample| lengths[sample]).sum()).collect();
+    let extent =
+        |group: &Vec<usize>| Extent::of(group.iter().flat_map(|&row| &rows[row]).map(|&sample| lengths[sample]));
+    groups(&laid, micro_batch).iter().map(extent).max().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -123,22 +125,26 @@ mod tests {
     #[test]
     fn micro_batches_bound_what_is_seen() {
         let lengths = Lengths::of_first(vec![30, 60, 90]);
-        assert_eq!(lengths.worst(Layout { steps: 500, ..LAYOUT }, 8), 360, "four of the longest come up in time");
-        assert_eq!(lengths.worst(LAYOUT, 1), 90);
-        assert_eq!(lengths.worst(Layout { packing: Packing::None, ..LAYOUT }, 2), 180);
-        assert_eq!(lengths.worst(Layout { step: StepSize::Tokens(120), ..LAYOUT }, 8), 120);
-        assert_eq!(Lengths::default().worst(LAYOUT, 3), 300, "without rows the worst is assumed");
+        assert_eq!(
+            lengths.worst(Layout { steps: 500, ..LAYOUT }, 8).tokens,
+            360,
+            "four of the longest come up in time"
+        );
+        assert_eq!(lengths.worst(LAYOUT, 1).tokens, 90);
+        assert_eq!(lengths.worst(Layout { packing: Packing::None, ..LAYOUT }, 2).tokens, 180);
+        assert_eq!(lengths.worst(Layout { step: StepSize::Tokens(120), ..LAYOUT }, 8).tokens, 120);
+        assert_eq!(Lengths::default().worst(LAYOUT, 3).tokens, 300, "without rows the worst is assumed");
         let known = Lengths { steps: vec![vec![30; 4]; 50], ..lengths };
-        assert_eq!(known.worst(LAYOUT, 8), 120, "a run whose steps are all known needs no more than they do");
-        assert_eq!(known.worst(Layout { steps: 500, ..LAYOUT }, 8), 360);
-        assert_eq!(known.cut(20).worst(LAYOUT, 8), 80);
+        assert_eq!(known.worst(LAYOUT, 8).tokens, 120, "a run whose steps are all known needs no more than they do");
+        assert_eq!(known.worst(Layout { steps: 500, ..LAYOUT }, 8).tokens, 360);
+        assert_eq!(known.cut(20).worst(LAYOUT, 8).tokens, 80);
     }
 
     #[test]
     fn groups_are_laid_out_together() {
         let lengths = Lengths::of_first(vec![50, 50, 50, 10]);
-        assert_eq!(lengths.worst_of_groups(3, LAYOUT, 8), 150);
-        assert_eq!(lengths.worst_of_groups(3, LAYOUT, 1), 100);
+        assert_eq!(lengths.worst_of_groups(3, LAYOUT, 8).tokens, 150);
+        assert_eq!(lengths.worst_of_groups(3, LAYOUT, 1).tokens, 100);
         assert!((lengths.context() - 47.5).abs() < 1e-9);
         assert!((lengths.mean() - 40.0).abs() < 1e-9);
     }

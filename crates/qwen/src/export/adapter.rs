@@ -12,19 +12,20 @@ use qwen_tune_weights::{
 };
 
 use super::ExportError;
-use crate::{Matrices, ModelDir, Part, Role, TensorSpec, targets::nearest};
+use crate::{KeyLayout, Matrices, ModelDir, Part, Role, TensorSpec, targets::nearest};
 
-/// The configuration of an adapter on these modules of the inventory. `base` is what users of the adapter know the base
-/// by.
+/// The configuration of an adapter on these modules of the inventory, with module paths in this layout. `base` is what
+/// users of the adapter know the base by.
 pub fn adapter_config(
     model: &ModelDir,
+    layout: KeyLayout,
     base: Option<String>,
     rank: usize,
     alpha: f64,
     modules: &[String],
 ) -> AdapterConfig {
     let mut config = AdapterConfig::new(base, rank, alpha, Vec::new());
-    name_targets(&mut config, model, modules);
+    name_targets(&mut config, model, layout, modules);
     config
 }
 
@@ -34,9 +35,9 @@ pub fn adapter_config(
 /// and whole paths otherwise. What a mixture of experts is made of is `target_parameters`: the experts' matrices lie in
 /// tensors of their own, and names such as `gate_proj` in `target_modules` mean routed experts to PEFT in some families,
 /// wherever they stand.
-fn name_targets(config: &mut AdapterConfig, model: &ModelDir, modules: &[String]) {
+fn name_targets(config: &mut AdapterConfig, model: &ModelDir, layout: KeyLayout, modules: &[String]) {
     let chosen: BTreeSet<&str> = modules.iter().map(String::as_str).collect();
-    let is_sparse = model.inventory.iter().any(|tensor| tensor.role == Role::Experts);
+    let is_sparse = model.spec.sparse().is_some();
     let target = |tensor: &TensorSpec, module: &str| -> (bool, String, String) {
         match tensor.role {
             Role::Linear(Part::Mlp) if is_sparse => {
@@ -65,7 +66,7 @@ fn name_targets(config: &mut AdapterConfig, model: &ModelDir, modules: &[String]
         // A namesake among the passengers, such as a vision tower's, would be wrapped by PEFT too.
         let stored = if is_parameter { format!(".{name}") } else { format!(".{name}.weight") };
         let elsewhere = model.passengers.iter().any(|tensor| tensor.ends_with(&stored));
-        let target = if all && !elsewhere { name } else { model.peft_module(&whole) };
+        let target = if all && !elsewhere { name } else { layout.path(&whole) };
         let list = if is_parameter { &mut parameters } else { &mut layers };
         if !list.contains(&target) {
             list.push(target);
@@ -75,8 +76,25 @@ fn name_targets(config: &mut AdapterConfig, model: &ModelDir, modules: &[String]
     config.target_parameters = (!parameters.is_empty()).then_some(parameters);
 }
 
-/// The adapter for this base, with module paths as the base's class has them. Modules that do not fit are all reported.
-pub fn fit_adapter(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Vec<ExportError>> {
+/// Takes the module paths in a configuration to this layout. `modules` are those that are adapted.
+fn fit_config(config: &mut AdapterConfig, model: &ModelDir, layout: KeyLayout, modules: &[String]) {
+    let fit = |path: &mut String| {
+        if let Some(module) = model.module_of_peft(path) {
+            *path = layout.path(module);
+        }
+    };
+    match &mut config.target_modules {
+        // Adapters of single experts were joined when they were read; the configuration speaks of them as they were.
+        Some(TargetModules::List(list)) if model.spec.sparse().is_none() => list.iter_mut().for_each(fit),
+        // An expression over whole paths may hold another class's.
+        _ => name_targets(config, model, layout, modules),
+    }
+    config.rank_pattern.0.iter_mut().for_each(|(path, _)| fit(path));
+    config.alpha_pattern.0.iter_mut().for_each(|(path, _)| fit(path));
+}
+
+/// The adapter for this base, with module paths in this layout. Modules that do not fit are all reported.
+pub fn fit_adapter(model: &ModelDir, layout: KeyLayout, adapter: &Adapter) -> Result<Adapter, Vec<ExportError>> {
     let mut fitted = adapter.clone();
     let mut faults = Vec::new();
     let mut modules = Vec::new();
@@ -84,7 +102,7 @@ pub fn fit_adapter(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Vec<E
         match check_pair(model, pair) {
             Ok(tensor) => {
                 let module = tensor.module.as_deref().unwrap_or_default();
-                pair.module = model.peft_module(module);
+                pair.module = layout.path(module);
                 modules.push(module.to_owned());
             }
             Err(fault) => faults.push(fault),
@@ -93,17 +111,20 @@ pub fn fit_adapter(model: &ModelDir, adapter: &Adapter) -> Result<Adapter, Vec<E
     if !faults.is_empty() {
         return Err(faults);
     }
-    // Adapters of single experts were joined when they were read; the configuration speaks of them as they were.
-    if model.inventory.iter().any(|tensor| tensor.role == Role::Experts) {
-        name_targets(&mut fitted.config, model, &modules);
-        fitted.state_ranks().map_err(|error| vec![error.into()])?;
-    }
+    fit_config(&mut fitted.config, model, layout, &modules);
+    fitted.state_ranks().map_err(|error| vec![error.into()])?;
     Ok(fitted)
 }
 
 /// Writes [`fit_adapter`] as a new directory, which appears when it is whole.
-pub fn save_adapter(model: &ModelDir, adapter: &Adapter, out: &Path, dtype: Dtype) -> Result<(), Vec<ExportError>> {
-    fit_adapter(model, adapter)?.write(out, dtype).map_err(|error| vec![error.into()])
+pub fn save_adapter(
+    model: &ModelDir,
+    layout: KeyLayout,
+    adapter: &Adapter,
+    out: &Path,
+    dtype: Dtype,
+) -> Result<(), Vec<ExportError>> {
+    fit_adapter(model, layout, adapter)?.write(out, dtype).map_err(|error| vec![error.into()])
 }
 
 /// The tensor of the inventory that a pair adapts, if it fits.

@@ -5,12 +5,12 @@ use std::{fs, path::Path};
 use proptest::prelude::*;
 use qwen_tune_weights::{
     Dtype, MemorySource, TensorInfo, TensorSource, encoding,
-    peft::{Adapter, FullTensor, LoraPair},
+    peft::{Adapter, FullTensor, LoraPair, TargetModules},
 };
 
 use super::*;
 use crate::{
-    LayerFilter, LoraTargets, ModelDir, Switches,
+    KeyLayout, LayerFilter, LoraTargets, ModelDir, Switches,
     fixture::{Fixture, noise, stored, values},
 };
 
@@ -19,7 +19,7 @@ fn pair(model: &ModelDir, module: &str, rank: usize, scale: f32) -> LoraPair {
     let shape = &model.inventory.iter().find(|tensor| tensor.name == weight).unwrap().shape;
     let (out_features, in_features) = (shape[0], shape[1]);
     LoraPair {
-        module: model.peft_module(module),
+        module: model.key_layout.path(module),
         a: noise(rank as u32 * 3 + 1, rank * in_features),
         b: noise(rank as u32 * 5 + 2, out_features * rank),
         rank,
@@ -31,7 +31,7 @@ fn pair(model: &ModelDir, module: &str, rank: usize, scale: f32) -> LoraPair {
 }
 
 fn adapter(model: &ModelDir, modules: &[String], rank: usize) -> Adapter {
-    let config = adapter_config(model, Some("base".to_owned()), rank, 2.0 * rank as f64, modules);
+    let config = adapter_config(model, model.key_layout, Some("base".to_owned()), rank, 2.0 * rank as f64, modules);
     let pairs = modules.iter().map(|module| pair(model, module, rank, 2.0)).collect();
     Adapter { config, pairs, others: Vec::new() }
 }
@@ -203,22 +203,40 @@ fn an_adapters_whole_tensors_are_merged_too() {
 }
 
 #[test]
-fn adapters_of_either_class_merge_into_either_prefix() {
+fn adapters_of_either_class_merge_into_either_prefix_and_are_written_for_either_class() {
     let out = tempfile::tempdir().unwrap();
+    let up = "layers.0.mlp.up_proj";
     for (index, prefix) in ["model.", "model.language_model.", ""].into_iter().enumerate() {
         let home = Fixture { prefix, ..Fixture::new("qwen3") }.write();
         let model = ModelDir::open(home.path()).unwrap();
-        for (other, path) in
-            ["model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj"].into_iter().enumerate()
-        {
-            let mut adapter = adapter(&model, &["layers.0.mlp.up_proj".to_owned()], 2);
-            adapter.pairs[0].module = path.to_owned();
+        for (other, layout) in [KeyLayout::Text, KeyLayout::Multimodal].into_iter().enumerate() {
+            let mut adapter = adapter(&model, &[up.to_owned()], 2);
+            adapter.pairs[0].module = layout.path(up);
+            adapter.config.target_modules = Some(TargetModules::List(vec![layout.path(up), "k_proj".to_owned()]));
+            adapter.config.rank_pattern.0.push((layout.path(up), 2));
             merge(&model, Change::Adapter(&adapter), &out.path().join(format!("{index}-{other}"))).unwrap();
-            let saved = out.path().join(format!("adapter-{index}-{other}"));
-            save_adapter(&model, &adapter, &saved, Dtype::F32).unwrap();
-            assert_eq!(Adapter::read(&saved).unwrap().pairs[0].module, model.peft_module("layers.0.mlp.up_proj"));
+            for to in [KeyLayout::Text, KeyLayout::Multimodal] {
+                let saved = out.path().join(format!("adapter-{index}-{other}-{}", to.name()));
+                save_adapter(&model, to, &adapter, &saved, Dtype::F32).unwrap();
+                let Adapter { config, pairs, .. } = Adapter::read(&saved).unwrap();
+                assert_eq!(pairs[0].module, to.path(up));
+                assert_eq!(config.rank_pattern.0, [(to.path(up), 2)]);
+                assert_eq!(config.target_modules, Some(TargetModules::List(vec![to.path(up), "k_proj".to_owned()])));
+            }
         }
     }
+}
+
+#[test]
+fn an_expression_over_paths_of_another_class_becomes_a_list() {
+    let home = Fixture::new("qwen3").write();
+    let model = ModelDir::open(home.path()).unwrap();
+    let mut adapter = adapter(&model, &["layers.0.mlp.up_proj".to_owned()], 2);
+    let expression = r"model\.language_model\..*up_proj".to_owned();
+    adapter.config.target_modules = Some(TargetModules::Pattern(expression));
+    let fitted = fit_adapter(&model, KeyLayout::Text, &adapter).unwrap();
+    let list = TargetModules::List(vec!["model.layers.0.mlp.up_proj".to_owned()]);
+    assert_eq!(fitted.config.target_modules, Some(list));
 }
 
 #[test]
@@ -270,13 +288,13 @@ fn an_existing_model_is_not_overwritten() {
 
 #[test]
 fn targets_are_leaves_where_those_say_it_all() {
-    use qwen_tune_weights::peft::TargetModules;
     let home = Fixture::new("qwen3").write();
     let model = ModelDir::open(home.path()).unwrap();
-    let targets = |modules: &[String]| match adapter_config(&model, None, 4, 8.0, modules).target_modules {
-        Some(TargetModules::List(list)) => list,
-        other => panic!("{other:?}"),
-    };
+    let targets =
+        |modules: &[String]| match adapter_config(&model, model.key_layout, None, 4, 8.0, modules).target_modules {
+            Some(TargetModules::List(list)) => list,
+            other => panic!("{other:?}"),
+        };
     assert_eq!(
         targets(&all_linear(&model)),
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

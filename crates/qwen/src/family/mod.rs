@@ -92,6 +92,12 @@ pub fn resolve(config: &Value) -> Result<DecoderSpec, ConfigError> {
     fields.finish(spec)
 }
 
+/// Whether a configuration is that of a model with more senses, the language model's lying in its `text_config`.
+pub(crate) fn is_nested(config: &Value) -> bool {
+    let family = config.get("model_type").and_then(Value::as_str).and_then(|name| find(name).ok());
+    family.is_some_and(|family| family.nested()) && config.get("text_config").is_some_and(Value::is_object)
+}
+
 /// What a configuration asks for that training here does not do, and that changes little: for people to read.
 pub fn warnings(config: &Value) -> Vec<String> {
     let mut warnings = Vec::new();

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 pub use flops::{FlopInput, Flops, flops};
 pub use kept::kept_by_layer;
-use kept::passing;
+use kept::{holes, kept_at_border, passing};
 
 use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, Role, TensorSpec};
 
@@ -125,6 +125,28 @@ pub struct Kept {
     pub layers: usize,
 }
 
+/// Tokens that a recurrence takes together; it keeps its state between these.
+const CHUNK: usize = 64;
+
+/// Tokens that run in one forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Extent {
+    /// Their number.
+    pub tokens: u64,
+    /// Borders between chunks of their sequences, at which recurrences keep their states: none in a short sequence.
+    pub borders: u64,
+}
+
+impl Extent {
+    /// Sequences of these lengths.
+    pub fn of(lengths: impl IntoIterator<Item = usize>) -> Self {
+        lengths.into_iter().fold(Self::default(), |sum, length| Self {
+            tokens: sum.tokens + length as u64,
+            borders: sum.borders + length.saturating_sub(1).div_euclid(CHUNK) as u64,
+        })
+    }
+}
+
 /// What a plan of memory depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryInput<'a> {
@@ -138,8 +160,8 @@ pub struct MemoryInput<'a> {
     pub weight_bytes: u64,
     /// Bytes of an activation.
     pub activation_bytes: u64,
-    /// Tokens of the largest micro-batch.
-    pub tokens: u64,
+    /// The largest micro-batch.
+    pub batch: Extent,
     /// Layers whose activations are kept.
     pub kept: Kept,
     /// Rows of logits that exist at a time.
@@ -161,6 +183,8 @@ pub struct MemoryPlan {
     pub kept: u64,
     /// What the backward of one layer takes, with its activations where it is run again.
     pub layer: u64,
+    /// Freed memory that nothing fits into.
+    pub holes: u64,
     /// Logits of one chunk, hidden states before and after the final norm, and the gradient of a trained head.
     pub head: u64,
     /// What an evaluation takes, without tapes.
@@ -173,16 +197,17 @@ impl MemoryPlan {
     /// Everything that is held at the worst moment: the head's chunk and a layer's backward never live together, an
     /// evaluation and an update find no activations.
     pub fn total(&self) -> u64 {
-        let step = self.gradients + (self.kept + self.head.max(self.layer)).max(self.update);
+        let step = self.gradients + (self.kept + self.holes + self.head.max(self.layer)).max(self.update);
         self.weights + self.trained + step.max(self.eval)
     }
 }
 
 /// Bytes that training needs.
 pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
-    let MemoryInput { spec, inventory, learned, tokens, .. } = *input;
+    let MemoryInput { spec, inventory, learned, batch: Extent { tokens, borders }, .. } = *input;
     let hidden = spec.hidden_size as u64;
     let lowest = lowest_trained(inventory, learned);
+    // Numbers: kept, passing in the forward for each token, passing in the backward.
     let layers: Vec<(u64, u64, u64)> = spec
         .layers
         .iter()
@@ -190,18 +215,21 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
         .map(|(index, layer)| {
             let tensors: Vec<&TensorSpec> = inventory.iter().filter(|tensor| tensor.layer == Some(index)).collect();
             let (forward, backward) = passing(spec.hidden_size, layer);
-            (kept_by_layer(spec.hidden_size, layer, &tensors, learned), forward, backward)
+            let kept = kept_by_layer(spec.hidden_size, layer, &tensors, learned);
+            (kept * tokens + kept_at_border(layer) * borders, forward, backward * tokens)
         })
         .collect();
     let again = layers.len() - input.kept.layers.min(layers.len());
     // Below everything trained nothing is kept and no gradient flows.
     let (mut kept, mut layer) = (0, 0);
     for (index, (all, _, backward)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
-        let (residual, run_again) = if index < again { (hidden, *all) } else { (*all, 0) };
+        let (residual, run_again) = if index < again { (hidden * tokens, *all) } else { (*all, 0) };
         kept += residual;
         layer = layer.max(backward + run_again);
     }
     let forward = layers.iter().map(|(_, forward, _)| *forward).max().unwrap_or(0);
+    let trained_layers = spec.layers.iter().skip(lowest.unwrap_or(layers.len()));
+    let holes = trained_layers.map(|layer| holes(spec.hidden_size, layer)).max().unwrap_or(0);
     let trained = learned.numbers(inventory);
     let largest = inventory.iter().map(|tensor| learned.numbers_of(tensor)).max().unwrap_or(0);
     let head_trained = inventory.iter().any(|tensor| is_head(spec, tensor) && learned.numbers_of(tensor) > 0);
@@ -212,8 +240,9 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
         weights: (parameters(inventory) - learned.of_the_base(inventory)) * input.weight_bytes,
         trained: trained * 3 * 4,
         gradients: trained * 4,
-        kept: activations(kept * tokens),
-        layer: activations(layer * tokens),
+        kept: activations(kept),
+        layer: activations(layer),
+        holes: activations(holes * tokens),
         head: activations(4 * hidden * tokens) + (logits(tokens) + head_gradient) * 4,
         eval: if input.eval_tokens == 0 {
             0

@@ -113,7 +113,7 @@ fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
         learned,
         weight_bytes: 2,
         activation_bytes: 2,
-        tokens: 2048,
+        batch: Extent::of([2048]),
         kept: Kept { layers },
         head_rows: 512,
         eval_tokens: 4096,
@@ -135,6 +135,37 @@ fn memory_adds_up() {
     // The head's logits are more than a block's activations here.
     assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 151936 * 4);
     assert_eq!(again.total(), again.weights + again.trained + again.gradients + again.kept + again.head);
+}
+
+#[test]
+fn recurrences_keep_their_states_between_chunks_only() {
+    assert_eq!(Extent::of([1, 64, 65, 128, 129, 200]), Extent { tokens: 587, borders: 1 + 1 + 2 + 3 });
+    let config = json!({
+        "model_type": "qwen3_5", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 512, "vocab_size": 1024, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096, "full_attention_interval": 4, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 32,
+    });
+    let spec = family::resolve(&config).unwrap();
+    let inventory = inventory(&spec);
+    let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
+    let learned = Learned::Adapters { modules: modules.into_iter().collect(), rank: 16 };
+    let kept = |batch| {
+        plan(&MemoryInput {
+            spec: &spec,
+            inventory: &inventory,
+            learned: &learned,
+            weight_bytes: 4,
+            activation_bytes: 4,
+            batch,
+            kept: Kept { layers: 4 },
+            head_rows: 512,
+            eval_tokens: 0,
+        })
+        .kept
+    };
+    let (long, short) = (kept(Extent::of([2048])), kept(Extent::of([64; 32])));
+    assert_eq!(long - short, 31 * 3 * (4 * 64 * 32) * 4, "31 borders, three layers, a state of each value head");
 }
 
 #[test]

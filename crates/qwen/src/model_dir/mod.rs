@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod key_layout;
 mod passengers;
 mod side;
 mod stored;
@@ -20,11 +21,12 @@ use std::{
 };
 
 use qwen_tune_weights::lock::{Cache, Lock};
-use qwen_tune_weights::{Checkpoint, TensorSource, WeightError};
+use qwen_tune_weights::{Checkpoint, TensorSource, WeightError, encoding};
 use serde_json::Value;
 
 pub use error::ModelError;
 pub use files::LOCK_FILE;
+pub use key_layout::{KeyLayout, module_name};
 pub use passengers::PassengerGroup;
 use side::SideFiles;
 pub use stored::Part;
@@ -58,6 +60,10 @@ pub struct ModelDir {
     /// A passenger that repeats the embedding as `lm_head.weight` in a checkpoint whose head is tied. It has to follow
     /// the embedding when that changes.
     pub head_copy: Option<String>,
+    /// The layout of an adapter's keys in the directory's own class.
+    pub key_layout: KeyLayout,
+    /// The layouts of all classes that load the directory.
+    pub key_layouts: &'static [KeyLayout],
     head_name: String,
     pieces: HashMap<String, Vec<Part>>,
     side: SideFiles,
@@ -99,6 +105,7 @@ impl ModelDir {
         side: SideFiles,
     ) -> Result<Self, Vec<ModelError>> {
         let verified = verify::verify(spec, &checkpoint)?;
+        let (key_layouts, key_layout) = KeyLayout::of(&config, &verified.prefix);
         Ok(Self {
             path: path.to_owned(),
             config,
@@ -109,6 +116,8 @@ impl ModelDir {
             prefix: verified.prefix,
             passengers: verified.passengers,
             head_copy: verified.head_copy,
+            key_layout,
+            key_layouts,
             head_name: verified.head_name,
             pieces: verified.pieces,
             side,
@@ -180,6 +189,27 @@ impl ModelDir {
         Ok(values)
     }
 
+    /// Reads rows of a matrix of the inventory, by index and in this order; no more of it is brought into memory.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    ///
+    /// # Panics
+    /// If a row is not one of the matrix.
+    pub fn read_rows_f32(&self, tensor: &TensorSpec, rows: &[u32]) -> Result<Vec<f32>, WeightError> {
+        let name = self.tensor_name(&tensor.name);
+        let bytes = self.checkpoint.read(&name)?;
+        let info = self.checkpoint.info(&name).expect("invariant: a tensor that was read has an entry");
+        let width = tensor.shape[1..].iter().product::<usize>();
+        let stored = width * info.dtype.size();
+        let mut values = vec![0.0; rows.len() * width];
+        for (&row, values) in rows.iter().zip(values.chunks_exact_mut(width)) {
+            encoding::decode_into(info, &bytes[row as usize * stored..][..stored], values)?;
+        }
+        self.checkpoint.release(&name);
+        Ok(values)
+    }
+
     /// The inventory's entry of a tensor by its name in the checkpoint.
     pub fn tensor(&self, checkpoint_name: &str) -> Option<&TensorSpec> {
         let name = if checkpoint_name == self.head_name {
@@ -190,20 +220,9 @@ impl ModelDir {
         self.inventory.iter().find(|tensor| tensor.name == name)
     }
 
-    /// The path PEFT gives to a module of the inventory: `layers.0.self_attn.q_proj` to
-    /// `model.layers.0.self_attn.q_proj`.
-    pub fn peft_module(&self, module: &str) -> String {
-        if module == verify::HEAD_MODULE {
-            return module.to_owned();
-        }
-        // A checkpoint of the bare decoder still becomes part of a causal model.
-        let prefix = if self.prefix.is_empty() { "model." } else { &self.prefix };
-        format!("{prefix}{module}")
-    }
-
     /// The module of the inventory that a PEFT path means, under whichever class the adapter was trained.
     pub fn module_of_peft(&self, path: &str) -> Option<&str> {
-        let name = verify::PREFIXES.iter().find_map(|prefix| path.strip_prefix(prefix)).unwrap_or(path);
+        let name = module_name(path);
         self.inventory.iter().filter_map(|tensor| tensor.module.as_deref()).find(|module| *module == name)
     }
 

@@ -45,10 +45,11 @@ fn prefixes_are_found_by_the_embedding() {
         assert_eq!(model.tensor(&stored).unwrap().name, "layers.1.mlp.up_proj.weight");
         assert_eq!(model.tensor_name("lm_head.weight"), "lm_head.weight");
         assert_eq!(model.tensor("lm_head.weight").unwrap().name, "lm_head.weight");
-        let peft = model.peft_module("layers.1.mlp.up_proj");
-        assert_eq!(peft, format!("{}layers.1.mlp.up_proj", if prefix.is_empty() { "model." } else { prefix }));
-        assert_eq!(model.module_of_peft(&peft), Some("layers.1.mlp.up_proj"));
-        assert_eq!(model.module_of_peft("model.language_model.layers.1.mlp.up_proj"), Some("layers.1.mlp.up_proj"));
+        for layout in [KeyLayout::Text, KeyLayout::Multimodal] {
+            assert_eq!(model.module_of_peft(&layout.path("layers.1.mlp.up_proj")), Some("layers.1.mlp.up_proj"));
+        }
+        // A flat configuration is the text class's, whatever its tensors are called.
+        assert_eq!((model.key_layout, model.key_layouts), (KeyLayout::Text, &[KeyLayout::Text][..]));
         assert_eq!(model.module_of_peft("model.layers.7.mlp.up_proj"), None);
     }
     assert_eq!(
@@ -62,6 +63,54 @@ fn prefixes_are_found_by_the_embedding() {
         faults(&Fixture { extra: two, ..Fixture::new("qwen3") }),
         ["the checkpoint holds several embeddings: `model.embed_tokens.weight`, `embed_tokens.weight`"]
     );
+}
+
+#[test]
+fn rows_are_those_of_the_whole() {
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let home = Fixture { dtype, ..Fixture::new("qwen3") }.write();
+        let model = ModelDir::open(home.path()).unwrap();
+        for tensor in model.inventory.iter().filter(|tensor| tensor.shape == [24, 8]) {
+            let whole = model.read_f32(tensor).unwrap();
+            let rows = [23, 0, 7, 7];
+            let expected: Vec<f32> = rows.iter().flat_map(|&row| whole[row as usize * 8..][..8].to_vec()).collect();
+            assert_eq!(model.read_rows_f32(tensor, &rows).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn keys_are_those_of_the_directorys_class() {
+    use KeyLayout::{Multimodal, Text};
+    let flat = |model_type: &str| {
+        let mut fixture = Fixture::new(model_type);
+        let hybrid = json!({
+            "layer_types": ["linear_attention", "full_attention"], "head_dim": 8, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4,
+        });
+        fixture.config.as_object_mut().unwrap().extend(hybrid.as_object().unwrap().clone());
+        fixture
+    };
+    let nested = |class: Option<&str>, prefix: &'static str| {
+        let config = json!({"model_type": "qwen3_5", "architectures": class.map(|class| vec![class]), "text_config": flat("qwen3_5_text").config});
+        Fixture { config, prefix, ..Fixture::new("qwen3_5") }
+    };
+    let under = "model.language_model.";
+    for (fixture, expected) in [
+        (nested(Some("Qwen3_5ForConditionalGeneration"), under), Multimodal),
+        (nested(Some("Qwen3_5ForConditionalGeneration"), "model."), Multimodal),
+        (nested(Some("Qwen3_5ForCausalLM"), under), Text),
+        (nested(None, under), Multimodal),
+        (nested(None, "model."), Text),
+    ] {
+        let model = open(&fixture);
+        assert_eq!((model.key_layout, model.key_layouts), (expected, &[Text, Multimodal][..]), "{}", fixture.config);
+    }
+    // What transformers saves of the text class of a multimodal model.
+    let model = open(&Fixture { prefix: under, ..flat("qwen3_5_text") });
+    assert_eq!((model.prefix.as_str(), model.key_layout, model.key_layouts), (under, Text, &[Text][..]));
+    assert_eq!(Text.path("lm_head"), "lm_head");
+    assert_eq!(Multimodal.path("lm_head"), "lm_head");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use qwen_tune_model::{Parameter, Parameters};
+use qwen_tune_qwen::KeyLayout;
 use qwen_tune_weights::peft::{Adapter, AdapterConfig, LoraPair};
 use qwen_tune_weights::{Dtype, Metadata, SafetensorsWriter, TensorInfo, TensorSink, WeightError, encoding};
 
@@ -20,9 +21,9 @@ pub enum Artefact {
     Adapter {
         /// adapter_config.json.
         config: Box<AdapterConfig>,
-        /// Put before module names: `model.`.
-        prefix: String,
-        /// Factor of each module, by module path without prefix.
+        /// Whose module paths it is written in.
+        layout: KeyLayout,
+        /// Factor of each module, by its name in the inventory.
         scales: BTreeMap<String, f32>,
     },
     /// The trained tensors of the base themselves, by inventory name.
@@ -52,7 +53,7 @@ impl Artefact {
     /// The adapter in memory; `None` in full fine-tuning.
     #[must_use]
     pub fn adapter(&self, parameters: &Parameters) -> Option<Adapter> {
-        let Self::Adapter { config, prefix, scales } = self else { return None };
+        let Self::Adapter { config, layout, scales } = self else { return None };
         let by_name: BTreeMap<&str, &Parameter> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
         let pairs = scales
             .iter()
@@ -64,7 +65,7 @@ impl Artefact {
                 };
                 let (a, b) = (part("lora_A"), part("lora_B"));
                 LoraPair {
-                    module: format!("{prefix}{module}"),
+                    module: layout.path(module),
                     a: host(&a.value),
                     b: host(&b.value),
                     rank: a.shape[a.shape.len() - 2],

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use qwen_tune_model::Parameters;
+use qwen_tune_qwen::module_name;
 use qwen_tune_weights::lock::{Cache, Lock};
 use qwen_tune_weights::peft::Adapter;
 use qwen_tune_weights::{Checkpoint, TensorSource, WeightError};
@@ -56,15 +57,15 @@ impl Loaded {
     ) -> Result<(), CheckpointError> {
         let other = |reason: String| CheckpointError::Other { path: self.directory.clone(), reason };
         let trained: BTreeMap<String, Vec<f32>> = match artefact {
-            Artefact::Adapter { prefix, .. } => {
+            Artefact::Adapter { .. } => {
                 let adapter = Adapter::read(&self.directory)
                     .map_err(|errors| other(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
-                let strip = |module: &str| module.strip_prefix(prefix.as_str()).unwrap_or(module).to_owned();
                 adapter
                     .pairs
                     .into_iter()
                     .flat_map(|p| {
-                        let module = strip(&p.module);
+                        // Whichever class's paths it was written in.
+                        let module = module_name(&p.module);
                         [(format!("{module}.lora_A.weight"), p.a), (format!("{module}.lora_B.weight"), p.b)]
                     })
                     .collect()

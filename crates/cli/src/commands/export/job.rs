@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Encoder, TokensConfig};
-use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::export::{self, Change, ExportError, ExportKind as Kind};
 use qwen_tune_qwen::gguf::{self, About, GgufError, Quant, WriteOptions};
+use qwen_tune_qwen::{KeyLayout, ModelDir};
 use qwen_tune_weights::atomic::{AtomicDir, write_file};
 use qwen_tune_weights::gguf::GgufFile;
 use qwen_tune_weights::lock::Lock;
@@ -43,6 +43,8 @@ pub(super) struct Job {
 /// What training made of which base.
 pub(in crate::commands) struct Trained<'a> {
     pub(in crate::commands) adapter: Option<&'a Adapter>,
+    /// Whose module paths an exported adapter has.
+    pub(in crate::commands) layout: KeyLayout,
     pub(in crate::commands) full: Option<&'a Checkpoint>,
     pub(in crate::commands) base: Option<&'a Lock>,
     pub(in crate::commands) recipe: &'a Recipe,
@@ -171,7 +173,7 @@ fn gguf(
 }
 
 fn adapter(job: &Job, model: &ModelDir, trained: &Trained<'_>, directory: &Path) -> Result<Made, Diagnostics> {
-    let adapter = export::fit_adapter(model, the_adapter(trained, job.kind)?).map_err(told)?;
+    let adapter = export::fit_adapter(model, trained.layout, the_adapter(trained, job.kind)?).map_err(told)?;
     adapter.write_into(directory, Dtype::F32).map_err(|e| failed("export", &e))?;
     let stated = match Adapter::read(directory) {
         Ok(again) if again.pairs == adapter.pairs => {

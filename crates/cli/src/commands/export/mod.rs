@@ -23,7 +23,7 @@ use super::loaded::{final_adapter, read_adapter};
 use super::{DONE, Ended, base, failed, written};
 use crate::args::{ExportArgs, ExportKind};
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{Opened, Plan, bind_adapter, held_out, open_model, training_rows};
+use crate::plan::{Opened, Plan, bind_adapter, held_out, key_layout, open_model, training_rows};
 use crate::recipe::{Parsed, Purpose, Recipe, RecipeDoc, Setting};
 use crate::terminal::Printer;
 
@@ -119,8 +119,18 @@ pub(super) fn run(args: &ExportArgs, printer: &Printer) -> Ended {
     let full = full.as_ref().map(|(_, tensors)| tensors);
     let answers = matches!(kind, Kind::Merged | Kind::Gguf) && asked.verify;
     let witness = if answers { Some(witness(&recipe, &doc, &opened, adapter.as_ref(), full)?) } else { None };
-    let trained =
-        Trained { adapter: adapter.as_ref(), full, base: lock.as_ref(), recipe: &recipe, run: run.map(AsRef::as_ref) };
+    let layout = match recipe.adapter() {
+        Some(lora) => key_layout(&lora, &doc, &opened.model)?,
+        None => opened.model.key_layout,
+    };
+    let trained = Trained {
+        adapter: adapter.as_ref(),
+        layout,
+        full,
+        base: lock.as_ref(),
+        recipe: &recipe,
+        run: run.map(AsRef::as_ref),
+    };
     let job = Job {
         kind,
         quants: asked.quants().map_err(|e| failed("export", &e))?,

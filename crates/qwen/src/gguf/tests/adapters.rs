@@ -11,13 +11,13 @@ fn adapter(model: &ModelDir, change: impl Fn(&mut AdapterConfig)) -> Adapter {
     let is_sparse = model.spec.sparse().is_some();
     let switches = Switches { experts: is_sparse, router: is_sparse };
     let modules = LoraTargets::default().resolve(switches, &model.inventory, &LayerFilter::All).unwrap();
-    let mut config = adapter_config(model, None, 3, 6.0, &modules);
+    let mut config = adapter_config(model, model.key_layout, None, 3, 6.0, &modules);
     change(&mut config);
     let scaling = config.scaling().unwrap();
     let pair = |module: &String| {
         let tensor = model.inventory.iter().find(|tensor| tensor.module.as_ref() == Some(module)).unwrap();
         let Matrices { count: experts, rows: out_features, columns: in_features } = tensor.matrices().unwrap();
-        let path = model.peft_module(module);
+        let path = model.key_layout.path(module);
         let (rank, scale) = (scaling.rank(&path), scaling.scale(&path));
         LoraPair {
             a: noise(11 + out_features as u32, experts * rank * in_features),

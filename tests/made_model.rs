@@ -1,0 +1,72 @@
+//! Model directories of any family, made on the spot: weights drawn at random, the tokenizer of the tiny model.
+
+use std::path::Path;
+
+use qwen_tune_qwen::{family, inventory};
+use qwen_tune_weights::{Dtype, Metadata, SafetensorsWriter, TensorInfo, TensorSink, encoding};
+use serde_json::{Value, json};
+
+/// Five layers of the tiny model's width, each family with its own kinds of parts.
+pub fn config(model_type: &str) -> Value {
+    let attention = json!({
+        "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 1024, "tie_word_embeddings": true, "eos_token_id": 2043,
+    });
+    let delta = json!({
+        "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+    });
+    let experts = json!({
+        "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 96, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "norm_topk_prob": true,
+    });
+    let shared = json!({ "shared_expert_intermediate_size": 96 });
+    let parts = match model_type {
+        "qwen3_moe" => vec![experts],
+        "qwen2_moe" => vec![experts, shared],
+        "qwen3_5" | "qwen3_5_text" => vec![delta],
+        "qwen3_next" | "qwen3_5_moe" => vec![delta, experts, shared],
+        _ => vec![],
+    };
+    let mut fields = attention.as_object().unwrap().clone();
+    parts.iter().for_each(|part| fields.extend(part.as_object().unwrap().clone()));
+    fields.insert("model_type".to_owned(), model_type.into());
+    Value::Object(fields)
+}
+
+/// The same as the language model of one with more senses.
+pub fn nested(model_type: &str, class: &str) -> Value {
+    let text = config(&format!("{model_type}_text"));
+    json!({
+        "model_type": model_type, "architectures": [class], "tie_word_embeddings": true, "text_config": text,
+    })
+}
+
+/// Writes the directory; `prefix` stands before the names of the decoder's tensors.
+pub fn write(directory: &Path, config: &Value, prefix: &str) {
+    std::fs::create_dir(directory).unwrap();
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/tiny-qwen3");
+    for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        std::fs::copy(tiny.join(file), directory.join(file)).unwrap();
+    }
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    let tensors: Vec<TensorInfo> = inventory(&family::resolve(config).unwrap())
+        .into_iter()
+        .map(|tensor| TensorInfo::new(format!("{prefix}{}", tensor.name), Dtype::BF16, tensor.shape))
+        .collect();
+    let metadata = Metadata::from([("format".to_owned(), "pt".to_owned())]);
+    let mut file = SafetensorsWriter::create(&directory.join("model.safetensors"), metadata).unwrap();
+    file.declare(&tensors).unwrap();
+    let mut state = 1_u64;
+    for info in &tensors {
+        let values: Vec<f32> = (0..info.elements())
+            .map(|_| {
+                state = qwen_tune_model::mix(state);
+                ((state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5) * 0.1
+            })
+            .collect();
+        file.write(&info.name, &encoding::encode(info, &values).unwrap()).unwrap();
+    }
+    file.close().unwrap();
+}
