@@ -226,12 +226,12 @@ def main():
     parser.add_argument("--time", action="store_true", help="print speeds instead")
     args = parser.parse_args()
     root = pathlib.Path(__file__).resolve().parent.parent
-    subprocess.run(["cargo", "build", "--release", "--quiet", "-p", "qwen-tune-weights", "--example", "gguf"], cwd=root, check=True)
+    subprocess.run(["cargo", "build", "--release", "--quiet", "-p", "qwen-tune-weights", "--example", "blocks"], cwd=root, check=True)
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target"))
     ggml = Ggml(args.llama_cpp)
     with tempfile.TemporaryDirectory() as directory:
         directory = pathlib.Path(directory)
-        ours = Ours(target / "release/examples/gguf", directory)
+        ours = Ours(target / "release/examples/blocks", directory)
         if args.time:
             return print_times(ggml, ours)
         wrong = check_blocks(ggml, ours, args.millions) + check_files(ggml, ours, directory)

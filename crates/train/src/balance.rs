@@ -108,7 +108,8 @@ mod tests {
 
     fn routing(rows: &[usize], mass: &[f64], active: usize) -> Routing {
         let tokens = rows.iter().sum::<usize>() / active;
-        let probabilities = Tensor::zeros([tokens, rows.len()], &burn::tensor::Device::flex());
+        let cpu = crate::device::open("cpu", Default::default()).expect("a CPU is always there").device;
+        let probabilities = Tensor::zeros([tokens, rows.len()], &cpu);
         Routing { rows: rows.to_vec(), mass: mass.to_vec(), tokens, active, probabilities }
     }
 

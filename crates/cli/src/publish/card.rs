@@ -9,8 +9,10 @@ use qwen_tune_weights::lock::Lock;
 pub struct Card {
     /// Name of the model.
     pub name: String,
-    /// The base as the recipe names it.
+    /// The base as people know it: its id, or the last part of its path.
     pub base: String,
+    /// Whether that is an id of the hub.
+    pub is_on_hub: bool,
     /// What the base's files were.
     pub lock: Option<Lock>,
     /// Licence of the base, as its own card names it.
@@ -49,8 +51,8 @@ impl Card {
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::from("---\n");
-        // A hub id; a directory means nothing to others.
-        if is_hub_id(&self.base) {
+        // A directory means nothing to others.
+        if self.is_on_hub {
             let _ = writeln!(out, "base_model: {}", self.base);
         }
         if let Some(license) = &self.license {
@@ -59,7 +61,7 @@ impl Card {
         let _ = writeln!(out, "pipeline_tag: text-generation");
         let library = if self.is_gguf { "gguf" } else { "transformers" };
         let _ = writeln!(out, "library_name: {library}\ntags:\n- qwen-tune\n---\n\n# {}\n", self.name);
-        let base = self.base.trim_end_matches('/').rsplit('/').next().unwrap_or(&self.base);
+        let base = &self.base;
         let how = self.method.as_ref().map(|method| format!(" ({method})")).unwrap_or_default();
         let _ = writeln!(
             out,
@@ -125,15 +127,6 @@ impl Card {
     }
 }
 
-/// Whether a name is `organisation/name` of the hub, and not a path.
-fn is_hub_id(name: &str) -> bool {
-    let is_part = |part: &str| {
-        let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        !part.is_empty() && !part.starts_with('.') && part.chars().all(is_allowed)
-    };
-    matches!(name.split('/').collect::<Vec<_>>()[..], [owner, name] if is_part(owner) && is_part(name))
-}
-
 /// Backticks that the text does not hold.
 fn fence_for(text: &str) -> String {
     let mut fence = "```".to_owned();
@@ -149,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_card_says_what_is_known_and_nothing_else() {
-        let card = Card { name: "mine".to_owned(), base: "models/Qwen3-0.6B".to_owned(), ..Card::default() };
+        let card = Card { name: "mine".to_owned(), base: "Qwen3-0.6B".to_owned(), ..Card::default() };
         let text = card.text();
         assert!(text.starts_with("---\npipeline_tag: text-generation\n"), "a directory is no base_model: {text}");
         assert!(text.contains("`Qwen3-0.6B`, fine-tuned with"));
@@ -157,6 +150,7 @@ mod tests {
         assert!(!text.contains("## Training") && !text.contains("## The base"));
         let known = Card {
             base: "Qwen/Qwen3-0.6B".to_owned(),
+            is_on_hub: true,
             license: Some("apache-2.0".to_owned()),
             proof: Some("| file |\n".to_owned()),
             losses: Some(Losses { steps: 3, tokens: 600, last: Some(1.5), held_out: Some((2.0, 1.0)) }),
@@ -167,13 +161,5 @@ mod tests {
         assert!(text.contains("base_model: Qwen/Qwen3-0.6B\nlicense: apache-2.0\n"));
         assert!(text.contains("- held-out loss: 2.0000 before, 1.0000 after (perplexity 7.389 to 2.718)"));
         assert!(text.contains("\n````toml\nbase = \"```\"\n````\n"));
-    }
-
-    #[test]
-    fn paths_are_no_hub_ids() {
-        assert!(is_hub_id("Qwen/Qwen3-0.6B"));
-        for path in ["/models/qwen", "./qwen", "../models/qwen", "qwen", "a/b/c", "models/"] {
-            assert!(!is_hub_id(path), "{path}");
-        }
     }
 }

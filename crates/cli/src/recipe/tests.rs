@@ -115,7 +115,8 @@ reports! {
     adapters_that_are_planned: with!("[model.quantise]\n[lora]\ndora = true\nplus_ratio = 16.0\ninit = \"pissa\"\nmodules_to_save = [\"lm_head\"]");
     quantisation_that_is_planned: LEAST, set "model.quantize=nf4";
     reports_that_are_planned: with!("[report]\ntensorboard = true\nhtml = true");
-    exports_that_are_planned: with!("[[export]]\nto = \"gguf\"\nquant = [\"q4_k_m\"]\n\n[[export]]\nto = \"adapter-gguf\"");
+    types_of_gguf_that_are_none: with!("[[export]]\nto = \"gguf\"\nquant = [\"q4_k\", \"q8_0\"]\n\n[[export]]\nto = \"adapter-gguf\"\nquant = [\"f16\"]");
+    a_balance_that_is_none: with!("[objective]\nrouter_aux_loss_coef = -0.001");
     exports_to_the_same_place: with!("[[export]]\nto = \"merged\"\n\n[[export]]\nto = \"merged\"");
     quantised_merge: with!("[[export]]\nto = \"merged\"\nquant = [\"q8_0\"]");
     an_adapter_of_a_full_run: with!("[full]\n\n[optimizer]\nlearning_rate = 1e-5\n\n[[export]]\nto = \"adapter\"");

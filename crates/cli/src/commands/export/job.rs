@@ -225,7 +225,7 @@ fn template_warning(trained: &Trained<'_>) -> Option<Diagnostic> {
 fn about(job: &Job, model: &ModelDir, trained: &Trained<'_>) -> About {
     About {
         name: job.name.clone(),
-        base: Some(trained.recipe.model.base.clone()).filter(|base| !base.is_empty()),
+        base: Some(base_name(model)),
         base_lock: trained.base.cloned(),
         license: license(model),
         tags: vec!["qwen-tune".to_owned(), "text-generation".to_owned()],
@@ -243,7 +243,9 @@ fn card(job: &Job, model: &ModelDir, trained: &Trained<'_>, proof: Option<String
     let text = trained.run.and_then(|run| fs::read_to_string(run.join("recipe.toml")).ok());
     Card {
         name: job.name.clone(),
-        base: recipe.model.base.clone(),
+        base: base_name(model),
+        // Bases are directories so far.
+        is_on_hub: false,
         lock: trained.base.cloned(),
         license: license(model),
         is_gguf: matches!(job.kind, Kind::Gguf | Kind::AdapterGguf),
@@ -254,6 +256,12 @@ fn card(job: &Job, model: &ModelDir, trained: &Trained<'_>, proof: Option<String
         proof,
         usage,
     }
+}
+
+/// What people know the base by: where it lies on this machine means nothing to others.
+fn base_name(model: &ModelDir) -> String {
+    let whole = model.path.canonicalize().unwrap_or_else(|_| model.path.clone());
+    whole.file_name().map_or_else(|| "a base".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Sources and rows, as the run wrote them down.

@@ -19,7 +19,7 @@ const TOKENS: usize = 2048;
 
 /// A text of many kinds: what a tokenizer may get wrong, and what a model is compared on where there are no rows.
 pub(super) const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs, doesn't it?  Two  spaces,\ta tab\n\n\
-    and 1234567890.5 things that cost $3.99 (or 3,99 \u{20ac}).\nfn main() { println!(\"{:>8.3}\", 1e-7_f64); } // x != y\n\
+    and 1234567890.5 things that cost $3.99 (or 3,99 \u{20ac}).\nfn half(x: f64) -> f64 { x * 0.5 } // x != y, \"quoted\"\n\
     \u{4f60}\u{597d}\u{ff0c}\u{4e16}\u{754c}\u{ff01}\u{4eca}\u{5929}\u{5929}\u{6c14}\u{5f88}\u{597d}\u{3002} \u{3053}\u{3093}\u{306b}\u{3061}\u{306f} \u{c548}\u{b155}\u{d558}\u{c138}\u{c694} \
     \u{41f}\u{440}\u{438}\u{432}\u{435}\u{442} \u{3b3}\u{3b5}\u{3b9}\u{3ac} \u{645}\u{631}\u{62d}\u{628}\u{627} na\u{ef}ve fa\u{e7}ade \u{1f600}\u{1f469}\u{200d}\u{1f52c}\r\n  indented   end ";
 
