@@ -3,6 +3,7 @@
 
 mod architecture;
 mod cli;
+mod clients;
 mod equivalence;
 mod golden;
 mod hostile;

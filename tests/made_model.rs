@@ -26,7 +26,7 @@ pub fn config(model_type: &str) -> Value {
         "qwen3_moe" => vec![experts],
         "qwen2_moe" => vec![experts, shared],
         "qwen3_5" | "qwen3_5_text" => vec![delta],
-        "qwen3_next" | "qwen3_5_moe" => vec![delta, experts, shared],
+        "qwen3_next" | "qwen3_5_moe" | "qwen3_5_moe_text" => vec![delta, experts, shared],
         _ => vec![],
     };
     let mut fields = attention.as_object().unwrap().clone();
@@ -37,14 +37,30 @@ pub fn config(model_type: &str) -> Value {
 
 /// The same as the language model of one with more senses.
 pub fn nested(model_type: &str, class: &str) -> Value {
-    let text = config(&format!("{model_type}_text"));
+    nest(model_type, class, config(&format!("{model_type}_text")))
+}
+
+/// A language model of this configuration, as that of one with more senses.
+pub fn nest(model_type: &str, class: &str, text: Value) -> Value {
     json!({
-        "model_type": model_type, "architectures": [class], "tie_word_embeddings": true, "text_config": text,
+        "model_type": model_type, "architectures": [class], "tie_word_embeddings": text["tie_word_embeddings"],
+        "text_config": text,
     })
 }
 
-/// Writes the directory; `prefix` stands before the names of the decoder's tensors.
+/// Writes the directory in bfloat16; `prefix` stands before the names of the decoder's tensors.
 pub fn write(directory: &Path, config: &Value, prefix: &str) {
+    write_as(directory, config, prefix, Dtype::BF16, |_| (-0.05, 0.05));
+}
+
+/// The same in another type, the numbers of each tensor drawn between two bounds.
+pub fn write_as(
+    directory: &Path,
+    config: &Value,
+    prefix: &str,
+    dtype: Dtype,
+    bounds: impl Fn(&TensorInfo) -> (f32, f32),
+) {
     std::fs::create_dir(directory).unwrap();
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/tiny-qwen3");
     for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
@@ -53,20 +69,38 @@ pub fn write(directory: &Path, config: &Value, prefix: &str) {
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
     let tensors: Vec<TensorInfo> = inventory(&family::resolve(config).unwrap())
         .into_iter()
-        .map(|tensor| TensorInfo::new(format!("{prefix}{}", tensor.name), Dtype::BF16, tensor.shape))
+        .map(|tensor| {
+            // `lm_head` lies beside the decoder.
+            let prefix = if tensor.name.starts_with("lm_head") { "" } else { prefix };
+            TensorInfo::new(format!("{prefix}{}", tensor.name), dtype, tensor.shape)
+        })
         .collect();
     let metadata = Metadata::from([("format".to_owned(), "pt".to_owned())]);
     let mut file = SafetensorsWriter::create(&directory.join("model.safetensors"), metadata).unwrap();
     file.declare(&tensors).unwrap();
-    let mut state = 1_u64;
+    let mut numbers = Numbers::default();
     for info in &tensors {
-        let values: Vec<f32> = (0..info.elements())
-            .map(|_| {
-                state = qwen_tune_model::mix(state);
-                ((state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5) * 0.1
-            })
-            .collect();
+        let values = numbers.draw(info.elements(), bounds(info));
         file.write(&info.name, &encoding::encode(info, &values).unwrap()).unwrap();
     }
     file.close().unwrap();
+}
+
+/// Evenly spread numbers, the same ones every time.
+pub struct Numbers(u64);
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl Numbers {
+    pub fn draw(&mut self, count: usize, (low, high): (f32, f32)) -> Vec<f32> {
+        let mut next = || {
+            self.0 = qwen_tune_model::mix(self.0);
+            low + (self.0 >> 40) as f32 / (1_u64 << 24) as f32 * (high - low)
+        };
+        (0..count).map(|_| next()).collect()
+    }
 }
