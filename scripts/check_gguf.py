@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Checks the GGUF files that qwen-tune writes and reads, family by family, with llama.cpp and transformers.
 
-    npm install --ignore-scripts --no-audit --no-fund @node-llama-cpp/linux-x64@3.22.1     # llama.cpp v0.5.0, prebuilt
-    pip install -r scripts/requirements.txt gguf
-    cargo build --release -p qwen-tune-qwen --example gguf
-    python scripts/check_gguf.py node_modules/@node-llama-cpp/linux-x64/bins/linux-x64 [CASE ...]
+    scripts/llama/install.sh target/llama.cpp
+    pip install -r scripts/requirements.txt
+    cargo build
+    python scripts/check_gguf.py target/llama.cpp [CASE ...]
 
 For each case a random model is made by transformers, a LoRA adapter on it by PEFT, and both are exported. Then
 
@@ -14,13 +14,14 @@ For each case a random model is made by transformers, a LoRA adapter on it by PE
                 the F32 file
     tokens      of llama.cpp for texts of all sorts are those of the tokenizers library, with the file's tokenizer and with
                 the one rebuilt from the file
-    reading     the F32 file gives back the checkpoint's numbers, and transformers computes the same logits from them; a
-                file that holds q, k and v joined, or gate and up projections of experts, gives the same
+    reading     the F32 file, with an adapter of nothing merged into it, gives back the checkpoint's numbers, and transformers
+                computes the same logits from them; a file that holds q, k and v joined, or gate and up projections of
+                experts, gives the same
 
-llama.cpp runs in a process of its own, since it ends by an abort on what it does not like. Exit status 1 when a check fails.
+The tests of the program (tests/clients) ask llama.cpp much of this too, against our own computation instead of transformers'.
+Exit status 1 when a check fails.
 """
 import argparse
-import ctypes
 import json
 import os
 import pathlib
@@ -32,7 +33,6 @@ import tempfile
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-TOOL = ROOT / "target" / "release" / "examples" / "gguf"
 TINY = ROOT / "datasets" / "tiny-qwen3"
 QUANTS = dict(F16=1, BF16=32, Q8_0=7, Q4_0=2, Q4_1=3, Q5_0=8, Q5_1=9, Q4_K_S=14, Q4_K_M=15, Q5_K_S=16, Q5_K_M=17, Q6_K=18)
 TOLERANCE = 2e-4
@@ -43,128 +43,33 @@ TEXTS = [
 ]
 
 
-def structure(name, **fields):
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-P, I32, U32, F32, BOOL, SIZE = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_float, ctypes.c_bool, ctypes.c_size_t
-ModelParams = structure(
-    "ModelParams", devices=P, overrides=P, n_gpu_layers=I32, split_mode=I32, load_mode=I32, lazy_mode=I32, main_gpu=I32, tensor_split=P,
-    progress=P, progress_data=P, kv_overrides=P, vocab_only=BOOL, check_tensors=BOOL, use_extra_bufts=BOOL, no_host=BOOL, no_alloc=BOOL,
-    load_mtp=BOOL,
-)
-ContextParams = structure(
-    "ContextParams", n_ctx=U32, n_batch=U32, n_ubatch=U32, n_seq_max=U32, n_rs_seq=U32, n_outputs_max=U32, n_outputs_max_per_seq=U32,
-    n_threads=I32, n_threads_batch=I32, ctx_type=I32, rope_scaling_type=I32, pooling_type=I32, attention_type=I32, flash_attn_type=I32,
-    rope_freq_base=F32, rope_freq_scale=F32, yarn_ext_factor=F32, yarn_attn_factor=F32, yarn_beta_fast=F32, yarn_beta_slow=F32,
-    yarn_orig_ctx=U32, defrag_thold=F32, cb_eval=P, cb_eval_data=P, type_k=I32, type_v=I32, abort=P, abort_data=P, embeddings=BOOL,
-    offload_kqv=BOOL, no_perf=BOOL, op_offload=BOOL, swa_full=BOOL, kv_unified=BOOL, samplers=P, n_samplers=SIZE, ctx_other=P,
-)
-QuantizeParams = structure(
-    "QuantizeParams", nthread=I32, ftype=I32, output_type=I32, embedding_type=I32, allow_requantize=BOOL, quantize_output=BOOL,
-    only_copy=BOOL, pure=BOOL, keep_split=BOOL, dry_run=BOOL, imatrix=P, kv_overrides=P, tensor_overrides=P, prune_layers=P, max_buf_size=SIZE,
-)
-Batch = structure("Batch", n_tokens=I32, token=P, embd=P, pos=P, n_seq_id=P, seq_id=P, logits=P)
-
-
-class Llama:
-    """What this script needs of llama.cpp."""
-
-    def __init__(self, directory):
-        for name in ["libggml-base.so", "libggml.v0.5.0.so"]:
-            ctypes.CDLL(str(directory / name), mode=ctypes.RTLD_GLOBAL)
-        ggml = ctypes.CDLL(str(directory / "libggml.v0.5.0.so"))
-        ggml.ggml_backend_load_all_from_path(str(directory).encode())
-        self.lib = ctypes.CDLL(str(directory / "libllama.v0.5.0.so"))
-        result = dict(
-            llama_model_default_params=ModelParams, llama_context_default_params=ContextParams, llama_model_quantize_default_params=QuantizeParams,
-            llama_model_load_from_file=P, llama_init_from_model=P, llama_get_logits=ctypes.POINTER(F32), llama_model_get_vocab=P,
-            llama_adapter_lora_init=P, llama_batch_init=Batch, llama_vocab_is_eog=BOOL,
-        )
-        for function, kind in result.items():
-            getattr(self.lib, function).restype = kind
-        self.lib.llama_backend_init()
-
-    def load(self, path, vocab_only=False):
-        params = self.lib.llama_model_default_params()
-        params.vocab_only, params.n_gpu_layers, params.use_extra_bufts = vocab_only, 0, False
-        model = self.lib.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise SystemExit(f"llama.cpp does not load {path}")
-        return P(model)
-
-    def logits(self, path, tokens, adapter=None):
-        model = self.load(path)
-        params = self.lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 256, 256, 256, 2, 2
-        params.type_k = params.type_v = 0
-        params.flash_attn_type = 0
-        context = P(self.lib.llama_init_from_model(model, params))
-        if adapter:
-            lora = P(self.lib.llama_adapter_lora_init(model, str(adapter).encode()))
-            if not lora:
-                raise SystemExit(f"llama.cpp does not load {adapter}")
-            assert self.lib.llama_set_adapters_lora(context, (P * 1)(lora), SIZE(1), (F32 * 1)(1.0)) == 0
-        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
-        view = lambda field, kind: ctypes.cast(getattr(batch, field), ctypes.POINTER(kind))
-        for i, token in enumerate(tokens):
-            view("token", I32)[i], view("pos", I32)[i], view("n_seq_id", I32)[i], view("logits", ctypes.c_int8)[i] = token, i, 1, 1
-            ctypes.cast(view("seq_id", P)[i], ctypes.POINTER(I32))[0] = 0
-        batch.n_tokens = len(tokens)
-        assert self.lib.llama_decode(context, batch) == 0
-        count = self.lib.llama_vocab_n_tokens(P(self.lib.llama_model_get_vocab(model)))
-        return np.ctypeslib.as_array(self.lib.llama_get_logits(context), (len(tokens), count)).copy()
-
-    def quantize(self, source, target, file_type):
-        params = self.lib.llama_model_quantize_default_params()
-        params.ftype, params.nthread = file_type, 2
-        assert self.lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
-
-    def tokens(self, path, texts):
-        vocab = P(self.lib.llama_model_get_vocab(self.load(path, vocab_only=True)))
-        out = []
-        for text in texts:
-            room = (I32 * 1024)()
-            count = self.lib.llama_tokenize(vocab, text.encode(), len(text.encode()), room, 1024, BOOL(True), BOOL(True))
-            out.append(list(room[:count]))
-        ends = [token for token in range(self.lib.llama_vocab_n_tokens(vocab)) if self.lib.llama_vocab_is_eog(vocab, token)]
-        return out, ends
-
-
-def worker(directory, job):
-    llama = Llama(directory)
-    if job["do"] == "logits":
-        np.save(job["out"], llama.logits(job["model"], job["tokens"], job.get("adapter")))
-    elif job["do"] == "quantize":
-        llama.quantize(job["model"], job["out"], job["file_type"])
-    else:
-        pathlib.Path(job["out"]).write_text(json.dumps(llama.tokens(job["model"], job["texts"])))
-
-
 class Checks:
-    def __init__(self, llama, work):
-        self.llama, self.work, self.failed = llama, work, 0
+    def __init__(self, program, llama, work):
+        self.program, self.llama, self.work, self.failed = program, llama, work, 0
 
     def say(self, good, text):
         self.failed += not good
         print(("  ok    " if good else "  WRONG ") + text, flush=True)
 
-    def run(self, **job):
-        job = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in job.items()}
-        done = subprocess.run([sys.executable, __file__, str(self.llama), "--worker", json.dumps(job)], capture_output=True, text=True)
+    def ask(self, **job):
+        """llama.cpp's answer."""
+        command = [sys.executable, str(ROOT / "scripts" / "llama" / "run.py"), str(self.llama)]
+        done = subprocess.run(command, input=json.dumps(job, default=str) + "\n", capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr[-3000:])
+        return json.loads(done.stdout)
 
-    def tool(self, *arguments):
-        done = subprocess.run([str(TOOL), *map(str, arguments)], capture_output=True, text=True)
+    def export(self, model, to, out, *arguments):
+        command = [self.program, "export", "--model", model, "--to", to, "--out", out, *arguments]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{arguments}: {done.stderr}")
-        return done.stderr
+            raise SystemExit(f"{command}: {done.stderr}")
+        return out
 
-    def logits(self, what, expected, path, tokens, adapter=None):
-        out = self.work / "logits.npy"
-        self.run(do="logits", model=path, tokens=tokens, adapter=adapter, out=out)
-        compare(self, what, expected, np.load(out))
+    def logits(self, what, expected, path, tokens, *adapters):
+        out = self.work / "logits.f32"
+        shape = self.ask(model=path, ids=tokens, adapters=adapters, logits=out)["shape"]
+        compare(self, what, expected, np.fromfile(out, "<f4").reshape(shape))
 
 
 def log_softmax(x):
@@ -261,7 +166,7 @@ def check_types(checks, out):
 
     for name, file_type in QUANTS.items():
         theirs = checks.work / f"theirs-{name}.gguf"
-        checks.run(do="quantize", model=out / "m-F32.gguf", out=theirs, file_type=file_type)
+        checks.ask(model=out / "m-F32.gguf", quantize=theirs, file_type=file_type)
         read = lambda path: {tensor.name: (tensor.tensor_type.name, tensor.data) for tensor in gguf.GGUFReader(path).tensors}
         ours, theirs_read = read(out / f"m-{name}.gguf"), read(theirs)
         kinds = [key for key in theirs_read if ours[key][0] != theirs_read[key][0]]
@@ -278,9 +183,8 @@ def check_types(checks, out):
 def check_tokens(checks, path, base, back):
     from tokenizers import Tokenizer
 
-    out = checks.work / "tokens.json"
-    checks.run(do="tokens", model=path, texts=TEXTS, out=out)
-    found, ends = json.loads(out.read_text())
+    answer = checks.ask(model=path, texts=TEXTS)
+    found, ends = answer["ids"], answer["ends"]
     expected = [Tokenizer.from_file(str(base / "tokenizer.json")).encode(text).ids for text in TEXTS]
     rebuilt = [Tokenizer.from_file(str(back / "tokenizer.json")).encode(text).ids for text in TEXTS]
     wrong = [text for text, one, other in zip(TEXTS, found, expected) if one != other]
@@ -331,44 +235,54 @@ def join(checks, path, target):
     return joined
 
 
-def check(llama, name, config, lora):
+def nothing(adapter, target):
+    """An adapter that changes nothing, with which a file alone can be merged into a checkpoint."""
+    from safetensors.numpy import load_file, save_file
+
+    target.mkdir()
+    shutil.copy(adapter / "adapter_config.json", target)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: value * 0 if "lora_B" in name else value for name, value in tensors.items()}, target / "adapter_model.safetensors")
+    return target
+
+
+def check(program, llama, name, config, lora):
     from safetensors.numpy import load_file
 
     print(name, flush=True)
     with tempfile.TemporaryDirectory() as work:
         work = pathlib.Path(work)
-        checks = Checks(llama, work)
+        checks = Checks(program, llama, work)
         base, adapter, tokens, plain, adapted = make(work, config, lora)
-        out, back = work / "out", work / "back"
-        checks.tool("export", base, out, "m", ",".join(["F32", *QUANTS]))
-        checks.tool("export", base, out, "merged", "F32", adapter)
-        checks.tool("adapter", base, adapter, out / "adapter.gguf")
+        out, merged, back = work / "m", work / "merged", work / "back"
+        checks.export(base, "gguf", out, "--quant", ",".join(["F32", *QUANTS]), "--no-verify")
+        checks.export(base, "gguf", merged, "--quant", "F32", "--adapter", adapter)
+        checks.export(base, "adapter-gguf", work / "a", "--adapter", adapter)
         checks.logits("base", plain, out / "m-F32.gguf", tokens)
-        checks.logits("merged", adapted, out / "merged-F32.gguf", tokens)
-        checks.logits("adapter", adapted, out / "m-F32.gguf", tokens, out / "adapter.gguf")
+        checks.logits("merged", adapted, merged / "merged-F32.gguf", tokens)
+        checks.logits("adapter", adapted, out / "m-F32.gguf", tokens, work / "a" / "a-adapter-F32.gguf")
         check_types(checks, out)
-        checks.tool("read", out / "m-F32.gguf", back)
+        same = ["--adapter", nothing(adapter, work / "nothing"), "--no-verify"]
+        checks.export(out / "m-F32.gguf", "merged", back, *same)
         check_tokens(checks, out / "m-F32.gguf", base, back)
         check_reading(checks, out / "m-F32.gguf", base, back, tokens, plain)
-        if joined := join(checks, out / "m-F32.gguf", out / "joined.gguf"):
-            checks.tool("read", out / "joined.gguf", work / "rejoined")
-            one, other = load_file(back / "model.safetensors"), load_file(work / "rejoined" / "model.safetensors")
+        if joined := join(checks, out / "m-F32.gguf", work / "joined.gguf"):
+            again = checks.export(work / "joined.gguf", "merged", work / "again", *same)
+            one, other = load_file(back / "model.safetensors"), load_file(again / "model.safetensors")
             checks.say(set(one) == set(other) and all(np.array_equal(one[k], other[k]) for k in one), f"{joined} joined tensors read back")
         return checks.failed
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("llama", type=pathlib.Path)
+    parser.add_argument("llama", type=pathlib.Path, help="where scripts/llama/install.sh put llama.cpp")
     parser.add_argument("cases", nargs="*")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target" / "debug" / "qwen-tune")
     arguments = parser.parse_args()
-    if arguments.worker:
-        return worker(arguments.llama, json.loads(arguments.worker))
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     known = {name: (config, lora) for name, config, lora in cases()}
-    failed = sum(check(arguments.llama, name, *known[name]) for name in arguments.cases or known)
+    failed = sum(check(arguments.program, arguments.llama, name, *known[name]) for name in arguments.cases or known)
     print(f"{failed} checks failed")
     return 1 if failed else 0
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Checks that qwen-tune's GGUF files and block formats are, byte for byte, those of llama.cpp and of gguf-py.
 
-    npm install --ignore-scripts --no-audit --no-fund @node-llama-cpp/linux-x64@3.22.1     # llama.cpp v0.5.0, prebuilt
+    scripts/llama/install.sh target/llama.cpp
     pip install gguf numpy
-    python scripts/check_gguf_blocks.py node_modules/@node-llama-cpp/linux-x64/bins/linux-x64
+    python scripts/check_gguf_blocks.py target/llama.cpp/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64
 
 Blocks: --millions of numbers of many distributions are encoded by both, and compared; what ggml encoded, and random bytes,
 are decoded by all three. Files: one that gguf-py wrote is read, written again, and must not differ; one divided into several

@@ -25,7 +25,9 @@ import pathlib
 import sys
 
 VERSION = "v0.5.0"
-CONTEXT = 512
+CONTEXT = 256
+# Several would wait for each other in busy loops, which takes ten times as long where others want the cores.
+THREADS = 1
 P, I8, I32, U32, F32 = ctypes.c_void_p, ctypes.c_int8, ctypes.c_int32, ctypes.c_uint32, ctypes.c_float
 BOOL, SIZE, CHARS = ctypes.c_bool, ctypes.c_size_t, ctypes.c_char_p
 F32_TYPE, NO_FLASH_ATTENTION = 0, 0
@@ -109,7 +111,7 @@ class Llama:
     def logits(self, job):
         ids, model = job["ids"], self.load(job["model"])
         params = self.context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = CONTEXT, CONTEXT, CONTEXT, 2, 2
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = CONTEXT, CONTEXT, CONTEXT, THREADS, THREADS
         params.type_k = params.type_v = F32_TYPE
         params.flash_attn_type = NO_FLASH_ATTENTION
         context = expect(self.init_from_model(model, params), f"run {job['model']}")
@@ -151,7 +153,7 @@ class Llama:
 
     def quantise(self, job):
         params = self.model_quantize_default_params()
-        params.ftype, params.nthread, params.allow_requantize = job["file_type"], 2, True
+        params.ftype, params.nthread, params.allow_requantize = job["file_type"], THREADS, True
         done = self.model_quantize(job["model"].encode(), job["quantize"].encode(), ctypes.byref(params))
         expect(done == 0, f"quantise {job['model']}")
         return {}

@@ -87,14 +87,14 @@ impl Limit {
         Self::Largest(if is_hybrid(model) { 1e-3 } else { 1e-4 })
     }
 
-    /// Of a file of the type: what rounding activations to the type that llama.cpp multiplies its weights by does to these
-    /// models, and three times that. Where routers choose other experts for it, most of it is that.
+    /// Of a file of the type: three times what it showed where llama.cpp rounds activations to the type that it multiplies
+    /// weights of that type by. Where rounding makes a router choose another expert, that token outweighs all others.
     fn of(quant: Quant, model: &ModelDir) -> Self {
         let [f16, bf16, eight, k] = match (is_hybrid(model), model.spec.sparse().is_some()) {
-            (false, false) => [5e-7, 3e-5, 5e-4, 1e-3],
-            (false, true) => [5e-7, 1e-3, 6e-3, 6e-3],
-            (true, false) => [2e-5, 1e-3, 2e-2, 3e-2],
-            (true, true) => [1e-4, 0.1, 0.3, 0.4],
+            (false, false) => [5e-7, 3e-5, 5e-4, 8e-4],
+            (false, true) => [1e-3, 1e-3, 6e-3, 6e-3],
+            (true, false) => [1e-5, 7e-4, 1.2e-2, 3e-2],
+            (true, true) => [1e-2, 6e-2, 0.25, 0.4],
         };
         match quant {
             Quant::F32 => Self::exact(model),
