@@ -146,6 +146,7 @@ fn gguf(
     for written in &report.models {
         let first = written.files.first().expect("invariant: a model has a file");
         if let Some((witness, proof)) = proof.as_mut() {
+            gguf::examine(model, written, &options).map_err(told_gguf)?;
             let bytes = size(written.files.iter())?;
             made.warnings.extend(proof.examine(witness, model, first, Storage::of_quant(written.quant), bytes)?);
         }

@@ -1,7 +1,7 @@
 //! What was found when an export was read back from disk: `verify.json`, and a line on the terminal.
 //!
-//! Three things are compared with the trained model: the files' structure, the tokenizer's ids, and the answers of our own
-//! forward pass with the numbers in the files. A file of whole numbers that answers differently was not written right,
+//! Three things are compared with the trained model: the files' structure (every key, and each tensor's name, shape and type),
+//! the tokenizer's ids, and the answers of our own forward pass with the numbers in the files. A file of whole numbers that answers differently was not written right,
 //! and fails the export. A quantised one answers differently by its nature; beyond what is usual it is a warning.
 
 use std::path::Path;
