@@ -266,5 +266,5 @@ fn what_was_written_is_held_against_what_was_to_be_written() {
     let mistaken = WrittenGguf { quant: Quant::F32, ..report.models[1].clone() };
     let faults: Vec<String> = examine(&model, &mistaken, &all).unwrap_err().iter().map(ToString::to_string).collect();
     assert!(faults.iter().any(|fault| fault.contains("`general.file_type` has another value")), "{faults:?}");
-    assert!(faults.iter().any(|fault| fault.contains("as Q8_0, not `token_embd.weight`")), "{faults:?}");
+    assert!(faults.iter().any(|fault| fault.contains("as F16, not `token_embd.weight` [24, 8] as F32")), "{faults:?}");
 }
