@@ -33,7 +33,7 @@ const HYBRID: &str = "datasets/tiny-qwen3_5";
 const EXPERTS: &str = "datasets/tiny-qwen3_moe";
 
 /// Replaces times, speeds, sizes in memory, digests and anything else that another machine shows otherwise.
-const FILTERS: [(&str, &str); 14] = [
+const FILTERS: [(&str, &str); 16] = [
     (r"\d[\d,.]* (tok/s|tokens a second)", "SPEED $1"),
     (r"(eta|about) \d+:\d\d(:\d\d)?", "$1 TIME"),
     (r"tokens  \d+:\d\d", "tokens  TIME"),
@@ -44,6 +44,8 @@ const FILTERS: [(&str, &str); 14] = [
     (r"((last loss|evaluation) +\d+\.\d)\d+", "$1.."),
     (r"(\d\.\d)\d\d  (\d\.\d)\d\d\n", "$1..  $2..\n"),
     (r#"("(loss|perplexity|grad_norm)"):(\d+\.\d)\d+"#, "$1:$3.."),
+    (r"\d\.\d\de-\d+ +\d\.\d\de-\d+ +\d+\.\d% +(\d+\.\d)\d+", "KL  DIFFERENCE  SHARE  $1.."),
+    (r"((base|trained) {20,}\d+\.\d)\d+", "$1.."),
     (r"built in|build with `--features \w+`|no GPU backend is compiled in", "STATE"),
     (r"[0-9a-f]{64}", "SHA256"),
     // A path is underlined for as long as it is here.

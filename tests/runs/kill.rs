@@ -53,18 +53,18 @@ fn moment(run: &Path) -> String {
 
 #[test]
 fn a_killed_run_that_goes_on_equals_the_uninterrupted_one() {
-    let rounds = number("KILL_ROUNDS", 4);
+    let rounds = number("KILL_ROUNDS", 6);
     let mut dice = Dice(number("KILL_SEED", u64::from(std::process::id())));
     let seed = dice.0;
     let mut report: BTreeMap<String, u64> = BTreeMap::new();
-    let whole = [Scene::lora as fn() -> Scene, Scene::full].map(|make| {
+    let whole = [Scene::lora as fn() -> Scene, Scene::full, Scene::experts].map(|make| {
         let scene = make();
         let started = Instant::now();
         scene.succeed(scene.train(false, &[]));
         (make, started.elapsed(), scene.files())
     });
     for round in 0..rounds {
-        let (make, duration, expected) = &whole[(round % 2) as usize];
+        let (make, duration, expected) = &whole[(round % 3) as usize];
         let scene = make();
         let run = scene.run();
         let mut kills = Vec::new();

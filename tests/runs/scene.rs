@@ -64,6 +64,13 @@ fn full() -> String {
         .replace("every = 3", "every = 2\nearly_stop = 3")
 }
 
+/// A mixture of experts with adapters on all its parts, and a GGUF file.
+fn experts() -> String {
+    LORA.replace("datasets/tiny-qwen3\"", "datasets/tiny-qwen3_moe\"")
+        .replace("[lora]\n", "[objective]\nrouter_aux_loss_coef = 0.01\n\n[lora]\nexperts = true\nrouter = true\n")
+        .replace("to = \"adapter\"", "to = \"gguf\"")
+}
+
 pub(super) struct Scene {
     home: TempDir,
 }
@@ -78,6 +85,10 @@ impl Scene {
     }
 
     /// A recipe in which `ROOT` is the repository and relative paths begin in the scene's directory.
+    pub(super) fn experts() -> Self {
+        Self::with(&experts())
+    }
+
     pub(super) fn with(recipe: &str) -> Self {
         let scene = Self { home: tempfile::tempdir().unwrap() };
         scene.write("recipe.toml", &recipe.replace("ROOT", &root().display().to_string()));

@@ -262,8 +262,8 @@ mod experts {
         /// What a sparse layer does behind its router.
         fn apply(&self, form: Form, x: &Tensor<2>) -> Tensor<2> {
             let map = |x: &Tensor<2>, weight: &Tensor<3>| match form {
-                Form::Fast => grouped_linear(x, weight, &self.groups),
-                Form::Reference => reference::grouped_linear(x, weight, &self.groups),
+                Form::Fast => grouped_linear(x, weight, &self.groups, None),
+                Form::Reference => reference::grouped_linear(x, weight, &self.groups, None),
             };
             let both = map(&x.clone().select(0, self.token_of_row.clone()), &self.gate_up);
             let (gate, up) = (both.clone().narrow(1, 0, INNER), both.narrow(1, INNER, INNER));

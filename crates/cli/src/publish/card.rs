@@ -19,7 +19,7 @@ pub struct Card {
     pub license: Option<String>,
     /// Whether the files are GGUF.
     pub is_gguf: bool,
-    /// How it was trained: one line, such as `LoRA, rank 16`.
+    /// How it was trained: one line, such as `LoRA, rank 16`; none where a model was only written in another form.
     pub method: Option<String>,
     /// Sources of the training rows, and how many rows.
     pub data: Vec<(String, u64)>,
@@ -62,12 +62,12 @@ impl Card {
         let library = if self.is_gguf { "gguf" } else { "transformers" };
         let _ = writeln!(out, "library_name: {library}\ntags:\n- qwen-tune\n---\n\n# {}\n", self.name);
         let base = &self.base;
-        let how = self.method.as_ref().map(|method| format!(" ({method})")).unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "`{base}`, fine-tuned{how} with [qwen-tune](https://crates.io/crates/qwen-tune) {}.",
-            env!("CARGO_PKG_VERSION")
-        );
+        let how = match &self.method {
+            Some(method) => format!("fine-tuned ({method})"),
+            None => "converted".to_owned(),
+        };
+        let program = concat!("[qwen-tune](https://crates.io/crates/qwen-tune) ", env!("CARGO_PKG_VERSION"));
+        let _ = writeln!(out, "`{base}`, {how} with {program}.");
         self.put_usage(&mut out);
         self.put_proof(&mut out);
         self.put_training(&mut out);
@@ -145,13 +145,14 @@ mod tests {
         let card = Card { name: "mine".to_owned(), base: "Qwen3-0.6B".to_owned(), ..Card::default() };
         let text = card.text();
         assert!(text.starts_with("---\npipeline_tag: text-generation\n"), "a directory is no base_model: {text}");
-        assert!(text.contains("`Qwen3-0.6B`, fine-tuned with"));
+        assert!(text.contains("`Qwen3-0.6B`, converted with"));
         assert!(text.contains("were not compared"));
         assert!(!text.contains("## Training") && !text.contains("## The base"));
         let known = Card {
             base: "Qwen/Qwen3-0.6B".to_owned(),
             is_on_hub: true,
             license: Some("apache-2.0".to_owned()),
+            method: Some("LoRA, rank 4".to_owned()),
             proof: Some("| file |\n".to_owned()),
             losses: Some(Losses { steps: 3, tokens: 600, last: Some(1.5), held_out: Some((2.0, 1.0)) }),
             recipe: Some("base = \"```\"\n".to_owned()),
@@ -159,6 +160,7 @@ mod tests {
         };
         let text = known.text();
         assert!(text.contains("base_model: Qwen/Qwen3-0.6B\nlicense: apache-2.0\n"));
+        assert!(text.contains("`Qwen/Qwen3-0.6B`, fine-tuned (LoRA, rank 4) with"));
         assert!(text.contains("- held-out loss: 2.0000 before, 1.0000 after (perplexity 7.389 to 2.718)"));
         assert!(text.contains("\n````toml\nbase = \"```\"\n````\n"));
     }

@@ -61,9 +61,12 @@ struct ChatMl {
 impl ChatMl {
     /// The same framing in Go's template language.
     fn template(&self) -> String {
-        let turn = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}";
+        // Ollama puts a system message both into `.System` and among the messages.
         let system = "{{- if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}";
-        format!("{system}{turn}<|im_start|>assistant\n{}", self.opening)
+        let turn = "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n";
+        let turns =
+            format!("{{{{- range .Messages }}}}{{{{- if ne .Role \"system\" }}}}{turn}{{{{ end }}}}{{{{ end }}}}");
+        format!("{system}{turns}<|im_start|>assistant\n{}", self.opening)
     }
 }
 
@@ -88,4 +91,20 @@ fn chatml(encoder: &Encoder) -> Option<ChatMl> {
     // Quotes and braces would end the text or begin an action.
     let is_plain = |text: &str| !text.contains("\"\"\"") && !text.contains("{{");
     (is_plain(&opening) && system.as_deref().is_none_or(is_plain)).then_some(ChatMl { system, opening })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_frames_turns_and_leaves_the_system_message_to_its_own_variable() {
+        let template = ChatMl { system: None, opening: "<think>\n".to_owned() }.template();
+        assert_eq!(
+            template,
+            "{{- if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}\
+             {{- range .Messages }}{{- if ne .Role \"system\" }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n\
+             {{ end }}{{ end }}<|im_start|>assistant\n<think>\n"
+        );
+    }
 }

@@ -61,8 +61,8 @@ impl Groups {
 /// `y[i] = x[i]·W[g]ᵀ + scale·(drop(x[i])·A[g]ᵀ)·B[g]ᵀ`, where `g` is the group of row `i`.
 ///
 /// `x` is `[R, in]`, `weight` `[G, out, in]`, an adapter's A `[G, r, in]` and B `[G, out, r]`; the result is `[R, out]`.
-/// One product a group that has rows, and two more with an adapter, so the cost follows the rows and not the number of
-/// groups.
+/// One product a group that has rows, and two more with an adapter: the arithmetic follows the rows. Each group's matrix
+/// is read once, so many groups of a few rows are bound by memory.
 ///
 /// Kept for backward: the weight, `drop(x)·Aᵀ`, and `x` only where the weight or A is trained.
 pub fn grouped_linear(

@@ -60,6 +60,15 @@ pub enum GgufError {
         tensor: String,
     },
 
+    /// A file that is not what was written down.
+    #[error("`{}` differs from what was to be written: {what}", path.display())]
+    Differs {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+
     /// What an adapter holds beyond pairs of factors.
     #[error(
         "the adapter has {what}, which an adapter in GGUF cannot hold; export the merged model instead (`--to gguf`)"

@@ -36,7 +36,7 @@ pub use arch::{ARCHITECTURES, Architecture, warnings};
 pub use error::GgufError;
 pub use read::GgufModel;
 pub use types::Quant;
-pub use write::{Report, WriteOptions, WrittenGguf, file_name, write};
+pub use write::{Report, WriteOptions, WrittenGguf, examine, file_name, write};
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use qwen_tune_weights::WeightError;
-use qwen_tune_weights::gguf::{GgufTensor, GgufWriter, Metadata, TensorType, blocks};
+use qwen_tune_weights::gguf::{GgufFile, GgufTensor, GgufWriter, Metadata, TensorType, blocks};
 use rayon::prelude::*;
 
 use super::about::{self, About};
@@ -105,6 +105,50 @@ pub fn write(
         let models = outputs.into_iter().map(Output::close).collect::<Result<_, _>>().map_err(one)?;
         Ok(Report { models, warnings })
     })
+}
+
+/// Opens a model that [`write()`] has written and holds its keys, its tensors' names, shapes and types, and their order
+/// against what they have to be.
+///
+/// # Errors
+/// If it cannot be opened, and with everything that differs.
+pub fn examine(model: &ModelDir, written: &WrittenGguf, options: &WriteOptions) -> Result<(), Vec<GgufError>> {
+    let architecture = Architecture::of(&model.spec)?;
+    let tokenizer = Tokenizer::read(model)?;
+    let path = written.files.first().expect("invariant: a model has a file");
+    let file = GgufFile::open(path).map_err(|error| vec![error.into()])?;
+    let differs = |what: String| GgufError::Differs { path: path.clone(), what };
+    let mut faults = Vec::new();
+    let expected = keys(model, architecture, &tokenizer, &options.about, written.quant);
+    for (key, value) in expected.iter() {
+        match file.metadata().get(key) {
+            Some(found) if found == value => {}
+            Some(_) => faults.push(differs(format!("`{key}` has another value"))),
+            None => faults.push(differs(format!("`{key}` is missing"))),
+        }
+    }
+    let more = file.metadata().iter().filter(|(key, _)| expected.get(key).is_none());
+    faults.extend(more.map(|(key, _)| differs(format!("`{key}` was not written by this program"))));
+    let plan = plan(&Layout::new(architecture, &model.spec), model, architecture, written.quant);
+    for (index, tensor) in plan.iter().enumerate() {
+        match file.tensors().get(index) {
+            Some(found) if found == tensor => {}
+            Some(found) => faults.push(differs(format!(
+                "tensor {index} is `{}` {:?} as {}, not `{}` {:?} as {}",
+                found.name,
+                found.shape,
+                found.ty.name(),
+                tensor.name,
+                tensor.shape,
+                tensor.ty.name()
+            ))),
+            None => faults.push(differs(format!("`{}` is missing", tensor.name))),
+        }
+    }
+    if file.tensors().len() > plan.len() {
+        faults.push(differs(format!("it has {} tensors, not {}", file.tensors().len(), plan.len())));
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
 fn keys(model: &ModelDir, architecture: &Architecture, tokenizer: &Tokenizer, about: &About, quant: Quant) -> Metadata {

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Encoder, TokensConfig};
-use qwen_tune_qwen::export::{self, Change, ExportError, ExportKind as Kind};
-use qwen_tune_qwen::gguf::{self, About, GgufError, Quant, WriteOptions};
+use qwen_tune_qwen::export::{self, Change, ExportKind as Kind};
+use qwen_tune_qwen::gguf::{self, About, Quant, WriteOptions};
 use qwen_tune_qwen::{KeyLayout, ModelDir};
 use qwen_tune_weights::atomic::{AtomicDir, write_file};
 use qwen_tune_weights::gguf::GgufFile;
@@ -139,13 +139,14 @@ fn gguf(
         about: about(job, model, trained),
         shard_bytes: SHARD_BYTES,
     };
-    let report = gguf::write(model, trained.change(), directory, &options).map_err(told_gguf)?;
+    let report = gguf::write(model, trained.change(), directory, &options).map_err(told)?;
     let mut made = Made::default();
     made.warnings.extend(report.warnings.into_iter().map(|message| Diagnostic::warning("gguf", message)));
     made.warnings.extend(template_warning(trained));
     for written in &report.models {
         let first = written.files.first().expect("invariant: a model has a file");
         if let Some((witness, proof)) = proof.as_mut() {
+            gguf::examine(model, written, &options).map_err(told)?;
             let bytes = size(written.files.iter())?;
             made.warnings.extend(proof.examine(witness, model, first, Storage::of_quant(written.quant), bytes)?);
         }
@@ -190,7 +191,7 @@ fn adapter_gguf(job: &Job, model: &ModelDir, trained: &Trained<'_>, directory: &
     let file = format!("{}-adapter-F32.gguf", job.name);
     let path = directory.join(&file);
     let adapter = the_adapter(trained, job.kind)?;
-    gguf::write_adapter(model, adapter, &path, &about(job, model, trained)).map_err(told_gguf)?;
+    gguf::write_adapter(model, adapter, &path, &about(job, model, trained)).map_err(told)?;
     let again = GgufFile::open(&path).map_err(|e| failed("verify", &e))?;
     let stated = format!(
         "Read back from disk: {} tensors for {} adapted modules.\n",
@@ -234,7 +235,6 @@ fn about(job: &Job, model: &ModelDir, trained: &Trained<'_>) -> About {
 }
 
 fn card(job: &Job, model: &ModelDir, trained: &Trained<'_>, proof: Option<String>, usage: Vec<String>) -> Card {
-    let recipe = trained.recipe;
     let method = match (trained.adapter, trained.full) {
         (Some(adapter), _) => Some(format!("LoRA, rank {}", adapter.config.r)),
         (None, Some(_)) => Some("full fine-tuning".to_owned()),
@@ -314,10 +314,6 @@ fn put(path: &Path, text: &[u8]) -> Result<(), Diagnostics> {
         .map_err(|e| failed("export", &e))
 }
 
-fn told(errors: Vec<ExportError>) -> Diagnostics {
-    errors.iter().map(|e| Diagnostic::failure_from("export", e)).collect()
-}
-
-fn told_gguf(errors: Vec<GgufError>) -> Diagnostics {
-    errors.iter().map(|e| Diagnostic::failure_from("export", e)).collect()
+fn told<E: std::error::Error + 'static>(errors: Vec<E>) -> Diagnostics {
+    errors.into_iter().map(|e| Diagnostic::failure_from("export", &e)).collect()
 }

@@ -254,3 +254,17 @@ fn a_large_file_is_written_again_without_waiting_for_itself() {
         assert_eq!(first.read_f32(&tensor.name).unwrap(), second.read_f32(&tensor.name).unwrap(), "{}", tensor.name);
     }
 }
+
+#[test]
+fn what_was_written_is_held_against_what_was_to_be_written() {
+    let out = tempfile::tempdir().unwrap();
+    let (_home, model) = stored(&models()[0]);
+    let all = options(&[Quant::F32, Quant::Q8_0]);
+    let report = write(&model, None, out.path(), &all).unwrap();
+    report.models.iter().for_each(|written| examine(&model, written, &all).unwrap());
+    // As if it were the other one: another type of file, and other types of tensors.
+    let mistaken = WrittenGguf { quant: Quant::F32, ..report.models[1].clone() };
+    let faults: Vec<String> = examine(&model, &mistaken, &all).unwrap_err().iter().map(ToString::to_string).collect();
+    assert!(faults.iter().any(|fault| fault.contains("`general.file_type` has another value")), "{faults:?}");
+    assert!(faults.iter().any(|fault| fault.contains("as F16, not `token_embd.weight` [24, 8] as F32")), "{faults:?}");
+}
