@@ -37,11 +37,11 @@ pub fn config(model_type: &str) -> Value {
 
 /// The same as the language model of one with more senses.
 pub fn nested(model_type: &str, class: &str) -> Value {
-    nest(model_type, class, config(&format!("{model_type}_text")))
+    nest(model_type, class, &config(&format!("{model_type}_text")))
 }
 
 /// A language model of this configuration, as that of one with more senses.
-pub fn nest(model_type: &str, class: &str, text: Value) -> Value {
+pub fn nest(model_type: &str, class: &str, text: &Value) -> Value {
     json!({
         "model_type": model_type, "architectures": [class], "tie_word_embeddings": text["tie_word_embeddings"],
         "text_config": text,

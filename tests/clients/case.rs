@@ -40,7 +40,7 @@ const FEW: &[Quant] = &[Quant::F32, Quant::Q8_0];
 /// All of them. Between them they have biases, tied and own heads, and each way of scaling rotary frequencies that a file
 /// can say.
 pub(super) fn all() -> Vec<Case> {
-    let case = |name, fields| Case { name, config: config(name, fields), prefix: "model.", quants: EVERY };
+    let case = |name, fields: &Value| Case { name, config: config(name, fields), prefix: "model.", quants: EVERY };
     let own_head = json!({ "tie_word_embeddings": false });
     let wave = json!({
         "rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -51,27 +51,27 @@ pub(super) fn all() -> Vec<Case> {
     });
     let linear = json!({ "rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5 });
     let nested = |name, class, text| {
-        let config = made_model::nest(name, class, config(text, own_head.clone()));
+        let config = made_model::nest(name, class, &config(text, &own_head));
         Case { name, config, prefix: "model.language_model.", quants: FEW }
     };
     vec![
-        case("llama", json!({ "attention_bias": true, "mlp_bias": true, "rope_parameters": wave })),
-        case("mistral", json!({ "tie_word_embeddings": false, "sliding_window": null, "rope_parameters": linear })),
-        case("qwen2", json!({ "rope_parameters": yarn })),
-        case("qwen2_moe", json!({ "norm_topk_prob": false })),
-        case("qwen3", json!({ "tie_word_embeddings": false, "head_dim": 128 })),
-        case("qwen3_moe", json!({ "head_dim": 32 })),
-        case("qwen3_next", own_head.clone()),
-        case("qwen3_5_text", json!({})),
+        case("llama", &json!({ "attention_bias": true, "mlp_bias": true, "rope_parameters": wave })),
+        case("mistral", &json!({ "tie_word_embeddings": false, "sliding_window": null, "rope_parameters": linear })),
+        case("qwen2", &json!({ "rope_parameters": yarn })),
+        case("qwen2_moe", &json!({ "norm_topk_prob": false })),
+        case("qwen3", &json!({ "tie_word_embeddings": false, "head_dim": 128 })),
+        case("qwen3_moe", &json!({ "head_dim": 32 })),
+        case("qwen3_next", &own_head),
+        case("qwen3_5_text", &json!({})),
         nested("qwen3_5", "Qwen3_5ForConditionalGeneration", "qwen3_5_text"),
-        case("qwen3_5_moe_text", json!({})),
+        case("qwen3_5_moe_text", &json!({})),
         nested("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe_text"),
     ]
 }
 
 /// Rows of products are multiples of 256, which blocks of K-quants take. Of exactly eight experts llama.cpp would think
 /// that they are Mixtral's, and choose other types.
-fn config(model_type: &str, fields: Value) -> Value {
+fn config(model_type: &str, fields: &Value) -> Value {
     let mut config = made_model::config(model_type);
     let is_hybrid = config.get("full_attention_interval").is_some();
     let sizes = json!({
