@@ -59,11 +59,11 @@ struct ChatMl {
 }
 
 impl ChatMl {
-    /// The same framing in Go's template language.
+    /// The same framing in Go's template language. Ollama hands a system message over among the messages, also that of
+    /// `SYSTEM`; with `.System` before them it would stand there twice.
     fn template(&self) -> String {
         let turn = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}";
-        let system = "{{- if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}";
-        format!("{system}{turn}<|im_start|>assistant\n{}", self.opening)
+        format!("{turn}<|im_start|>assistant\n{}", self.opening)
     }
 }
 

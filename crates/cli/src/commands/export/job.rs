@@ -234,7 +234,6 @@ fn about(job: &Job, model: &ModelDir, trained: &Trained<'_>) -> About {
 }
 
 fn card(job: &Job, model: &ModelDir, trained: &Trained<'_>, proof: Option<String>, usage: Vec<String>) -> Card {
-    let recipe = trained.recipe;
     let method = match (trained.adapter, trained.full) {
         (Some(adapter), _) => Some(format!("LoRA, rank {}", adapter.config.r)),
         (None, Some(_)) => Some("full fine-tuning".to_owned()),
