@@ -7,7 +7,8 @@
 
 Blocks: --millions of numbers of many distributions are encoded by both, and compared; what ggml encoded, and random bytes,
 are decoded by all three. Files: one that gguf-py wrote is read, written again, and must not differ; one divided into several
-is read by gguf-py and by ggml. --time prints numbers encoded and decoded per CPU second instead, each alone on one core.
+is read by gguf-py and by ggml. --file, which can be repeated, names a GGUF file of somebody else: every tensor of it is read
+as gguf-py reads it, and it is written again without a difference in any tensor's bytes. --time prints numbers encoded and decoded per CPU second instead, each alone on one core.
 Exit status 1 when anything differs.
 """
 import argparse
@@ -184,6 +185,25 @@ def check_files(ggml, ours, directory):
     return wrong
 
 
+def check_file(ours, path, directory):
+    """All tensors of a file, of which gguf-py can read every type."""
+    subprocess.run([ours.program, "values", path, directory / "values"], check=True)
+    ours.copy(path, directory / "again.gguf")
+    again = {tensor.name: tensor for tensor in gguf.GGUFReader(directory / "again.gguf").tensors}
+    values, begin, wrong, counts = np.memmap(directory / "values", np.float32, "r"), 0, 0, {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(-1)
+        mine = np.ascontiguousarray(values[begin : begin + theirs.size])
+        begin += theirs.size
+        if not same(mine, theirs) or tensor.data.tobytes() != again[tensor.name].data.tobytes():
+            wrong += 1
+            print(f"{path.name}: {tensor.name}, {tensor.tensor_type.name}, is read or written otherwise than by gguf-py")
+        counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + 1
+    wrong += begin != values.size
+    print(f"{path.name}: {begin / 1e6:.1f} M numbers in tensors of {counts}, {'equal' if not wrong else 'different'}", flush=True)
+    return wrong
+
+
 def timed(f, seconds=0.5):
     """CPU seconds of one call, over at least `seconds` of them."""
     f()
@@ -223,6 +243,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("llama_cpp", type=pathlib.Path, help="directory with libggml-base.so")
     parser.add_argument("--millions", type=float, default=8, help="numbers to encode (default 8 million)")
+    parser.add_argument("--file", type=pathlib.Path, action="append", default=[], help="a GGUF file to read and write again")
     parser.add_argument("--time", action="store_true", help="print speeds instead")
     args = parser.parse_args()
     root = pathlib.Path(__file__).resolve().parent.parent
@@ -235,6 +256,7 @@ def main():
         if args.time:
             return print_times(ggml, ours)
         wrong = check_blocks(ggml, ours, args.millions) + check_files(ggml, ours, directory)
+        wrong += sum(check_file(ours, path, directory) for path in args.file)
         sys.exit(1 if wrong else 0)
 
 

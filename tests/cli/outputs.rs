@@ -125,6 +125,20 @@ fn a_run_from_beginning_to_end() {
 }
 
 #[test]
+fn a_gguf_file_is_described() {
+    let home = tempfile::tempdir().unwrap();
+    let out = home.path().join("out").display().to_string();
+    let made = shown(home.path(), &["export", "--model", MODEL, "--to", "gguf", "--quant", "q4_k_m", "--out", &out]);
+    assert!(made.contains("exit code 0"), "{made}");
+    let file = home.path().join("out").join("out-Q4_K_M.gguf").display().to_string();
+    snapshot("inspect_gguf", &shown(home.path(), &["inspect", &file]));
+    snapshot("inspect_gguf_json", &shown(home.path(), &["inspect", &file, "--json"]));
+    let cut = home.path().join("cut.gguf");
+    std::fs::write(&cut, b"GGUF\x03\0\0\0").unwrap();
+    snapshot("inspect_gguf_cut", &shown(home.path(), &["inspect", &cut.display().to_string()]));
+}
+
+#[test]
 fn a_run_as_json() {
     let home = tempfile::tempdir().unwrap();
     let train = ["train", LORA, "--json", "--set", "run.steps=2", "--set", &dir(home.path())];

@@ -37,7 +37,7 @@ pub enum Command {
     Chat(ChatArgs),
     /// Make a merged model or an adapter of a finished run.
     Export(ExportArgs),
-    /// Describe a checkpoint, an adapter or a run directory.
+    /// Describe a checkpoint, a GGUF file, an adapter or a run directory.
     Inspect(InspectArgs),
     /// Write a recipe to start from.
     Init(InitArgs),
@@ -264,7 +264,7 @@ pub struct ExportArgs {
 /// `inspect`
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A model directory, a safetensors file, an adapter or a run directory.
+    /// A model directory, a GGUF or safetensors file, an adapter or a run directory.
     pub path: PathBuf,
     /// Take the digests of the files again and compare: an adapter's base, a merged model's own files, a run's base and
     /// checkpoints.

@@ -2,8 +2,10 @@
 //!
 //! - `encode TYPE IN OUT [TIMES]` turns raw F32 numbers, in rows of 4096, into blocks, so many times over.
 //! - `decode TYPE IN OUT [TIMES]` turns blocks into raw F32 numbers.
+//! - `values IN OUT` turns every tensor of a GGUF file into raw F32 numbers, one after the other.
 //! - `copy IN OUT [LIMIT]` reads a GGUF file and writes it again, as several of at most so many bytes if need be.
 
+use std::io::{BufWriter, Write};
 use std::{env, error::Error, fs, path::Path};
 
 use qwen_tune_weights::gguf::{GgufFile, GgufWriter, TensorType, blocks};
@@ -33,6 +35,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             fs::write(to, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
         }
+        ["values", from, to] => {
+            let file = GgufFile::open(Path::new(from))?;
+            let mut out = BufWriter::new(fs::File::create(to)?);
+            for tensor in file.tensors() {
+                for value in file.read_f32(&tensor.name)? {
+                    out.write_all(&value.to_le_bytes())?;
+                }
+            }
+            out.flush()?;
+        }
         ["copy", from, to, limit @ ..] => {
             let file = GgufFile::open(Path::new(from))?;
             let limit = limit.first().map_or(Ok(u64::MAX), |limit| limit.parse())?;
@@ -43,7 +55,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             writer.close()?;
         }
-        _ => return Err("encode TYPE IN OUT [TIMES] | decode TYPE IN OUT [TIMES] | copy IN OUT [LIMIT]".into()),
+        _ => {
+            return Err(
+                "encode TYPE IN OUT [TIMES] | decode TYPE IN OUT [TIMES] | values IN OUT | copy IN OUT [LIMIT]".into(),
+            );
+        }
     }
     Ok(())
 }

@@ -59,14 +59,11 @@ struct ChatMl {
 }
 
 impl ChatMl {
-    /// The same framing in Go's template language.
+    /// The same framing in Go's template language. Ollama hands a system message over among the messages, also that of
+    /// `SYSTEM`; with `.System` before them it would stand there twice.
     fn template(&self) -> String {
-        // Ollama puts a system message both into `.System` and among the messages.
-        let system = "{{- if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}";
-        let turn = "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n";
-        let turns =
-            format!("{{{{- range .Messages }}}}{{{{- if ne .Role \"system\" }}}}{turn}{{{{ end }}}}{{{{ end }}}}");
-        format!("{system}{turns}<|im_start|>assistant\n{}", self.opening)
+        let turn = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}";
+        format!("{turn}<|im_start|>assistant\n{}", self.opening)
     }
 }
 
@@ -98,13 +95,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_frames_turns_and_leaves_the_system_message_to_its_own_variable() {
+    fn the_template_frames_each_message_once() {
         let template = ChatMl { system: None, opening: "<think>\n".to_owned() }.template();
         assert_eq!(
             template,
-            "{{- if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}\
-             {{- range .Messages }}{{- if ne .Role \"system\" }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n\
-             {{ end }}{{ end }}<|im_start|>assistant\n<think>\n"
+            "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n<think>\n"
         );
     }
 }

@@ -88,6 +88,11 @@ impl Quant {
         self.kind().name
     }
 
+    /// The kind that a value of `general.file_type` stands for; llama.cpp knows more kinds than are written here.
+    pub fn of_file_type(id: u32) -> Option<Self> {
+        KINDS.iter().find(|kind| kind.id == id).map(|kind| kind.quant)
+    }
+
     /// The value of `general.file_type`.
     pub(super) fn file_type(self) -> u32 {
         self.kind().id

@@ -19,6 +19,9 @@ use super::witness::{Witness, probe_texts};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::terminal::Table;
 
+/// Gains of less than this, in nats, are within what rows of another sort would show.
+const WORTH_KEEPING: f64 = 0.02;
+
 /// How numbers are stored, and what that may cost.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Storage {
@@ -34,23 +37,26 @@ const fn storage(name: &'static str, usual: f64, is_exact: bool) -> Storage {
 }
 
 impl Storage {
-    /// Of a GGUF file. Usual divergences of quantised files are three times what the real 135M model of the tests showed,
-    /// which is near what llama.cpp's own comparisons say of larger ones.
+    /// Of a GGUF file. Usual divergences of quantised files are three times what a real model of 135M parameters showed,
+    /// SmolLM2-135M-Instruct tuned on GSM8K, on 1,051 tokens it was not trained on. Its rows are no multiples of 256, so
+    /// that half of its K types are the next finer plain ones; larger models bear the coarser ones better. What was
+    /// published of it is Q4_1, the grid of which was smoothed away with noise of less than half a step: on the grid,
+    /// Q5_1 shows twice as much, and Q4_1 rounds the training away. F32 showed 1e-11, F16 2e-6, BF16 2e-4.
     pub(super) fn of_quant(quant: Quant) -> Self {
         match quant {
             Quant::F32 => storage("F32", 1e-6, true),
             Quant::F16 => storage("F16", 1e-4, true),
             Quant::BF16 => storage("BF16", 2e-3, true),
-            Quant::Q8_0 => storage("Q8_0", 3e-3, false),
+            Quant::Q8_0 => storage("Q8_0", 4e-3, false),
             Quant::Q6_K => storage("Q6_K", 1e-2, false),
-            Quant::Q5_K_M => storage("Q5_K_M", 3e-2, false),
-            Quant::Q5_K_S => storage("Q5_K_S", 4e-2, false),
-            Quant::Q5_1 => storage("Q5_1", 4e-2, false),
-            Quant::Q5_0 => storage("Q5_0", 5e-2, false),
-            Quant::Q4_K_M => storage("Q4_K_M", 0.1, false),
-            Quant::Q4_K_S => storage("Q4_K_S", 0.15, false),
-            Quant::Q4_1 => storage("Q4_1", 0.2, false),
-            Quant::Q4_0 => storage("Q4_0", 0.25, false),
+            Quant::Q5_K_M => storage("Q5_K_M", 0.1, false),
+            Quant::Q5_K_S => storage("Q5_K_S", 0.1, false),
+            Quant::Q5_1 => storage("Q5_1", 0.1, false),
+            Quant::Q5_0 => storage("Q5_0", 0.2, false),
+            Quant::Q4_K_M => storage("Q4_K_M", 0.2, false),
+            Quant::Q4_K_S => storage("Q4_K_S", 0.3, false),
+            Quant::Q4_1 => storage("Q4_1", 0.6, false),
+            Quant::Q4_0 => storage("Q4_0", 0.8, false),
         }
     }
 
@@ -120,7 +126,7 @@ impl Proof {
         }
     }
 
-    /// Reads a model back and compares it; a warning where it is not as usual.
+    /// Reads a model back and compares it; warnings where it is not as usual, or where most of the training is lost.
     ///
     /// # Errors
     /// If it cannot be read, has another tokenizer, or answers differently where its numbers allow no difference.
@@ -131,7 +137,7 @@ impl Proof {
         path: &Path,
         storage: Storage,
         bytes: u64,
-    ) -> Result<Option<Diagnostic>, Diagnostics> {
+    ) -> Result<Vec<Diagnostic>, Diagnostics> {
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let written = ModelDir::open(path)
             .map_err(|errors| errors.iter().map(|e| Diagnostic::failure_from("verify", e)).collect::<Diagnostics>())?;
@@ -145,6 +151,7 @@ impl Proof {
             fidelity.mean_kl, fidelity.tokens
         );
         let expected = format!("at most {limit:.0e}, as {} allows", storage.name);
+        let mut warnings: Vec<Diagnostic> = self.lost_training(&file, &fidelity).into_iter().collect();
         self.files.push(Finding {
             file,
             storage: storage.name,
@@ -155,17 +162,35 @@ impl Proof {
             as_usual,
         });
         match (as_usual, storage.is_exact) {
-            (true, _) => Ok(None),
+            (true, _) => Ok(warnings),
             (false, true) => Err(Diagnostic::failure("export-differs", said)
                 .expected(expected)
                 .hint("nothing was written; `verify = false` writes it all the same")
                 .into()),
-            (false, false) => Ok(Some(
-                Diagnostic::warning("quant-far", said)
-                    .expected(expected)
-                    .hint("tiny models suffer more from coarse numbers; a finer quantisation is nearer"),
-            )),
+            (false, false) => {
+                let far = Diagnostic::warning("quant-far", said).expected(expected);
+                warnings.push(far.hint("tiny models suffer more from coarse numbers; a finer quantisation is nearer"));
+                Ok(warnings)
+            }
         }
+    }
+
+    /// Coarse numbers can round away what training changed, however usual their divergence: above all where the base's
+    /// own numbers lie on the same grid.
+    fn lost_training(&self, file: &str, fidelity: &Fidelity) -> Option<Diagnostic> {
+        let loss = |perplexity: f64| perplexity.ln();
+        let (base, trained, written) =
+            (loss(self.base_perplexity?), loss(fidelity.reference_perplexity), loss(fidelity.perplexity));
+        let (gained, lost) = (base - trained, written - trained);
+        if gained < WORTH_KEEPING || lost <= gained / 2.0 {
+            return None;
+        }
+        let kept = crate::terminal::percent((1.0 - lost / gained).max(0.0));
+        Some(
+            Diagnostic::warning("training-lost", format!("`{file}` keeps {kept} of what training gained"))
+                .found(format!("a loss of {written:.4}; the base has {base:.4}, the trained model {trained:.4}"))
+                .hint("a finer quantisation keeps more, such as `q8_0`"),
+        )
     }
 
     /// The table for people.
@@ -216,7 +241,10 @@ fn cells(found: &Finding) -> [String; 6] {
         found.file.clone(),
         crate::terminal::bytes(found.bytes),
         format!("{:.2e}", fidelity.mean_kl),
-        format!("{:.2e}", fidelity.max_logprob_difference),
+        match fidelity.max_logprob_difference {
+            small if small < 0.01 => format!("{small:.2e}"),
+            large => format!("{large:.3}"),
+        },
         format!("{:.1}%", 100.0 * fidelity.top1_agreement),
         format!("{:.4}", fidelity.perplexity),
     ]
@@ -265,109 +293,4 @@ fn same_tokenizer(encoder: &Encoder, trained: &ModelDir, written: &ModelDir, fil
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::path::PathBuf;
-    use std::sync::Arc;
-
-    use qwen_tune_data::TokensConfig;
-    use qwen_tune_model::{Decoder, Training};
-    use qwen_tune_qwen::gguf::{About, WriteOptions, write};
-    use qwen_tune_train::device;
-
-    use super::*;
-
-    /// A tiny model, what it answers, and a file of it.
-    struct Scene {
-        model: ModelDir,
-        witness: Witness,
-        home: tempfile::TempDir,
-        file: PathBuf,
-    }
-
-    fn scene(quant: Quant) -> Scene {
-        let home = tempfile::tempdir().unwrap();
-        let model = ModelDir::open(format!("{}/datasets/tiny-qwen3", env!("CARGO_MANIFEST_DIR"))).unwrap();
-        let device = device::open("cpu", Default::default()).unwrap();
-        let (decoder, parameters) = Decoder::load(&model, &Training::Nothing, &device.device, device.dtype).unwrap();
-        let encoder =
-            Encoder::from_dir(model.side_directory(), &TokensConfig::default(), model.spec.vocab_size).unwrap();
-        let witness = Witness::of(&decoder, &parameters, false, &Arc::new(encoder), None, device).unwrap();
-        let options = WriteOptions {
-            name: "tiny".to_owned(),
-            quants: vec![quant],
-            about: About::default(),
-            shard_bytes: u64::MAX,
-        };
-        let report = write(&model, None, home.path(), &options).unwrap();
-        let file = report.models[0].files[0].clone();
-        Scene { model, witness, home, file }
-    }
-
-    impl Scene {
-        fn examine(&self, quant: Quant) -> Result<(Option<Diagnostic>, Proof), Diagnostics> {
-            let mut proof = Proof::new(&self.witness);
-            let said = proof.examine(&self.witness, &self.model, &self.file, Storage::of_quant(quant), 1)?;
-            Ok((said, proof))
-        }
-
-        /// Changes the bytes of the file.
-        fn damage(&self, change: impl FnOnce(&mut Vec<u8>)) {
-            let mut bytes = std::fs::read(&self.file).unwrap();
-            change(&mut bytes);
-            std::fs::write(&self.file, bytes).unwrap();
-        }
-    }
-
-    fn code(fault: &Diagnostics) -> &'static str {
-        fault.iter().next().unwrap().code
-    }
-
-    #[test]
-    fn what_answers_as_trained_is_found_so() {
-        let scene = scene(Quant::F16);
-        let (said, proof) = scene.examine(Quant::F16).unwrap();
-        assert!(said.is_none());
-        let found = &proof.files[0];
-        assert!(found.as_usual && found.fidelity.mean_kl < 1e-5, "{found:?}");
-        assert_eq!(found.tokenizer_texts, 2);
-        proof.write(scene.home.path()).unwrap();
-        assert!(proof.markdown().contains("| tiny-F16.gguf | 1 B |"), "{}", proof.markdown());
-    }
-
-    #[test]
-    fn other_numbers_fail_exact_files_and_warn_of_quantised_ones() {
-        for (quant, fails) in [(Quant::F16, true), (Quant::Q8_0, false)] {
-            let scene = scene(quant);
-            // The rows of some tokens and layers that lie last in the file, as if they had been written in another order.
-            scene.damage(|bytes| {
-                let middle = bytes.len() - 200_000;
-                let (one, other) = bytes[middle..].split_at_mut(100_000);
-                one.swap_with_slice(&mut other[..100_000]);
-            });
-            match scene.examine(quant) {
-                Err(fault) => assert!(fails && code(&fault) == "export-differs", "{quant}"),
-                Ok((said, proof)) => {
-                    assert!(!fails, "{quant}: {:?}", proof.files[0]);
-                    assert_eq!(said.unwrap().code, "quant-far");
-                    assert!(!proof.files[0].as_usual);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn another_vocabulary_fails() {
-        let scene = scene(Quant::F16);
-        // Two merge rules change places: the same tokens, found in another order.
-        scene.damage(|bytes| {
-            let is_merge = |w: &[u8]| w.starts_with(b"\x03\0\0\0\0\0\0\0") && w[8..].is_ascii() && w[9] == b' ';
-            let first = bytes.windows(11).position(is_merge).expect("a merge of two letters");
-            let last = bytes.windows(11).rposition(is_merge).expect("a merge of two letters");
-            (8..11).for_each(|at| bytes.swap(first + at, last + at));
-        });
-        let fault = scene.examine(Quant::F16).err().unwrap();
-        assert_eq!(code(&fault), "export-tokenizer");
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! `inspect`: what lies at a path.
 
+mod gguf;
 mod layers;
 
 use std::path::Path;
@@ -26,12 +27,14 @@ pub(super) fn run(args: &InspectArgs, printer: &Printer) -> Ended {
         adapter(path)?
     } else if run_dir::holds_run(path) {
         finished_run(path)?
+    } else if gguf::is_gguf(path) {
+        gguf::describe(path)?
     } else if path.is_file() || path.join("model.safetensors").is_file() {
         tensors(path)?
     } else {
         let message = format!("nothing known lies at `{}`", path.display());
         return Err(Diagnostic::mistake("unknown-path", message)
-            .expected("a model directory, a safetensors file, an adapter or a run directory")
+            .expected("a model directory, a GGUF or safetensors file, an adapter or a run directory")
             .into());
     };
     if printer.is_json() {

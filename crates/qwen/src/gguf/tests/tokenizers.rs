@@ -116,3 +116,15 @@ fn a_rebuilt_tokenizer_gives_the_same_keys() {
         assert_eq!(again.get("tokenizer.ggml.pre").unwrap().as_str(), Some(way));
     }
 }
+
+#[test]
+fn added_tokens_keep_their_ids_wherever_they_stand() {
+    // The tokenizers library takes an added token's id from the vocabulary, and makes one up where that lacks it: so it
+    // would here, where there is a gap before the last of them, and where special tokens come first.
+    let rebuilt = rebuild(Path::new("m.gguf"), &read(|_| {}).unwrap()).unwrap().tokenizer;
+    let added = rebuilt["added_tokens"].as_array().unwrap();
+    let ids =
+        |token: &Value| (token["id"].as_u64(), rebuilt["model"]["vocab"][token["content"].as_str().unwrap()].as_u64());
+    let found: Vec<_> = added.iter().map(ids).collect();
+    assert_eq!(found, [17, 18, 20].map(|id| (Some(id), Some(id))));
+}

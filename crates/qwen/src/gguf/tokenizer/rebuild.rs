@@ -66,7 +66,9 @@ pub(in crate::gguf) fn rebuild(path: &Path, metadata: &Metadata) -> Result<Rebui
             let special = kind == i64::from(CONTROL);
             added.push(json!({ "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": false, "special": special }));
-        } else if kind != i64::from(UNUSED) {
+        }
+        // Added tokens too: the tokenizers library gives those it does not find there ids of its own, behind all others.
+        if kind != i64::from(UNUSED) {
             vocab.insert(token.to_owned(), id.into());
         }
     }
