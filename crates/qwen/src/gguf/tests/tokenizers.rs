@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use qwen_tune_weights::gguf::Metadata;
 
 use super::*;
