@@ -314,9 +314,9 @@ fn put(path: &Path, text: &[u8]) -> Result<(), Diagnostics> {
 }
 
 fn told(errors: Vec<ExportError>) -> Diagnostics {
-    errors.iter().map(|e| Diagnostic::failure_from("export", e)).collect()
+    errors.into_iter().map(|e| Diagnostic::failure_from("export", &e)).collect()
 }
 
 fn told_gguf(errors: Vec<GgufError>) -> Diagnostics {
-    errors.iter().map(|e| Diagnostic::failure_from("export", e)).collect()
+    errors.into_iter().map(|e| Diagnostic::failure_from("export", &e)).collect()
 }
