@@ -112,7 +112,8 @@ impl Card {
             }
         }
         if let Some(recipe) = &self.recipe {
-            let fence = fence_for(recipe);
+            let recipe = without_places(recipe);
+            let fence = fence_for(&recipe);
             let _ = writeln!(out, "\n{fence}toml\n{}\n{fence}", recipe.trim_end());
         }
     }
@@ -127,6 +128,19 @@ impl Card {
     }
 }
 
+/// The recipe with the last parts alone of paths from the root or from home: where a file lay on the author's machine helps
+/// nobody who reads the card.
+fn without_places(recipe: &str) -> String {
+    let place = |text: &str| text.starts_with('/') || text.starts_with("~/");
+    let last = |text: &str| text.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
+    let shown = |(index, text): (usize, &str)| match index % 2 == 1 && place(text) {
+        true => format!(".../{}", last(text)),
+        false => text.to_owned(),
+    };
+    let line = |line: &str| line.split('"').enumerate().map(shown).collect::<Vec<_>>().join("\"");
+    recipe.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// Backticks that the text does not hold.
 fn fence_for(text: &str) -> String {
     let mut fence = "```".to_owned();
@@ -139,6 +153,15 @@ fn fence_for(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_on_the_authors_machine_stay_out() {
+        let recipe = "base = \"/home/me/models/Qwen3\"  # \"ours\"\npath = [\"~/rows/a.parquet\", \"data/b.parquet\"]";
+        assert_eq!(
+            without_places(recipe),
+            "base = \".../Qwen3\"  # \"ours\"\npath = [\".../a.parquet\", \"data/b.parquet\"]"
+        );
+    }
 
     #[test]
     fn a_card_says_what_is_known_and_nothing_else() {
