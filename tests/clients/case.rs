@@ -33,6 +33,8 @@ const EVERY: &[Quant] = &[
     Quant::Q5_K_S,
     Quant::Q5_K_M,
     Quant::Q6_K,
+    Quant::IQ4_NL,
+    Quant::MXFP4_MOE,
 ];
 /// What shows that a model with more senses is written as its language model alone is.
 const FEW: &[Quant] = &[Quant::F32, Quant::Q8_0];

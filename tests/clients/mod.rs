@@ -101,9 +101,9 @@ impl Limit {
             Quant::F16 => Self::Kl(f16),
             Quant::BF16 => Self::Kl(bf16),
             // Activations in eight bits, a scale for each 32 of them.
-            Quant::Q8_0 | Quant::Q4_0 | Quant::Q4_1 | Quant::Q5_0 | Quant::Q5_1 => Self::Kl(eight),
+            Quant::Q8_0 | Quant::Q4_0 | Quant::Q4_1 | Quant::Q5_0 | Quant::Q5_1 | Quant::MXFP4_MOE => Self::Kl(eight),
             // A scale for each 256.
-            Quant::Q4_K_S | Quant::Q4_K_M | Quant::Q5_K_S | Quant::Q5_K_M | Quant::Q6_K => Self::Kl(k),
+            Quant::Q4_K_S | Quant::Q4_K_M | Quant::Q5_K_S | Quant::Q5_K_M | Quant::Q6_K | Quant::IQ4_NL => Self::Kl(k),
         }
     }
 }

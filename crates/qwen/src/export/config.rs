@@ -16,7 +16,7 @@ pub struct ExportConfig {
     /// `"adapter-gguf"`.
     pub to: ExportKind,
     /// For GGUF: the files to write, one a type: `f32`, `f16`, `bf16`, `q8_0`, `q6_k`, `q5_k_m`, `q5_k_s`, `q5_1`, `q5_0`,
-    /// `q4_k_m`, `q4_k_s`, `q4_1`, `q4_0`. Without any, `q8_0`.
+    /// `q4_k_m`, `q4_k_s`, `q4_1`, `q4_0`, `iq4_nl`, `mxfp4_moe`. Without any, `q8_0`.
     #[serde(default)]
     pub quant: Vec<String>,
     /// Read the export back and compare it with the trained model before the run counts as done.

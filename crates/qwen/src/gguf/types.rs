@@ -27,6 +27,8 @@ pub enum Quant {
     Q5_K_S,
     Q5_K_M,
     Q6_K,
+    IQ4_NL,
+    MXFP4_MOE,
 }
 
 /// What a file of a kind is made of.
@@ -51,6 +53,10 @@ enum Rule {
     Small,
     /// The output, and half of all values and down projections.
     Medium,
+    /// The output, the down projections of the first layers, and the values where four queries or more share them.
+    NonLinear,
+    /// Everything but routed experts, in eight bits.
+    Experts,
 }
 
 const KINDS: &[Kind] = &[
@@ -67,7 +73,16 @@ const KINDS: &[Kind] = &[
     kind(Quant::Q5_K_S, "Q5_K_S", 16, TensorType::Q5_K, Rule::Output),
     kind(Quant::Q5_K_M, "Q5_K_M", 17, TensorType::Q5_K, Rule::Medium),
     kind(Quant::Q6_K, "Q6_K", 18, TensorType::Q6_K, Rule::Output),
+    kind(Quant::IQ4_NL, "IQ4_NL", 25, TensorType::IQ4_NL, Rule::NonLinear),
+    kind(Quant::MXFP4_MOE, "MXFP4_MOE", 38, TensorType::MXFP4, Rule::Experts),
 ];
+
+impl Kind {
+    /// Whether eight experts leave bits for the output of attention: with few bits a weight.
+    fn spares_attention(&self) -> bool {
+        matches!(self.base, TensorType::Q4_K | TensorType::IQ4_NL)
+    }
+}
 
 const fn kind(quant: Quant, name: &'static str, id: u32, base: TensorType, rule: Rule) -> Kind {
     Kind { quant, name, id, base, rule }
@@ -125,6 +140,8 @@ pub(super) struct Facts {
     pub(super) layers: usize,
     /// 0 for a dense model.
     pub(super) experts: usize,
+    /// Query heads that share a key and value head.
+    pub(super) sharing: usize,
     /// Whether the model is the one of 70 billion parameters for whose values llama.cpp keeps more bits.
     pub(super) seventy_billion: bool,
 }
@@ -149,13 +166,15 @@ pub(super) fn choose(quant: Quant, facts: Facts, tensors: &[(String, Vec<usize>)
             category = Category::Output;
         }
         let mut ty = kind.base;
-        if kind.rule != Rule::Same {
+        if kind.rule == Rule::Experts {
+            ty = fitting(if shape.len() == 3 { kind.base } else { TensorType::Q8_0 }, row);
+        } else if kind.rule != Rule::Same {
             ty = match category {
                 Category::Output if row.is_multiple_of(kind.base.block()) => TensorType::Q6_K,
                 Category::Output => TensorType::Q8_0,
                 Category::Values => value_type(kind, facts, value, values),
                 Category::Keys if facts.experts == 8 => TensorType::Q8_0,
-                Category::AttentionOutput if facts.experts == 8 && kind.base == TensorType::Q4_K => TensorType::Q5_K,
+                Category::AttentionOutput if facts.experts == 8 && kind.spares_attention() => TensorType::Q5_K,
                 Category::Down => {
                     let place = if facts.experts > 1 { layer(name).unwrap_or(0) } else { down };
                     down_type(kind, place, facts.layers)
@@ -217,6 +236,7 @@ fn value_type(kind: &Kind, facts: Facts, index: usize, count: usize) -> TensorTy
     match kind.rule {
         Rule::Medium if gets_more(index, count) => TensorType::Q6_K,
         Rule::Small if index < 4 => TensorType::Q5_K,
+        Rule::NonLinear if facts.sharing >= 4 => TensorType::Q5_K,
         _ if facts.seventy_billion && kind.base == TensorType::Q4_K => TensorType::Q5_K,
         _ => kind.base,
     }
@@ -225,7 +245,7 @@ fn value_type(kind: &Kind, facts: Facts, index: usize, count: usize) -> TensorTy
 fn down_type(kind: &Kind, index: usize, layers: usize) -> TensorType {
     match kind.rule {
         Rule::Medium if gets_more(index, layers) => TensorType::Q6_K,
-        Rule::Small if index < layers / 8 => TensorType::Q5_K,
+        Rule::Small | Rule::NonLinear if index < layers / 8 => TensorType::Q5_K,
         _ => kind.base,
     }
 }

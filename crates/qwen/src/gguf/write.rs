@@ -168,6 +168,7 @@ fn plan(layout: &Layout, model: &ModelDir, architecture: &Architecture, quant: Q
     let facts = Facts {
         layers: model.spec.layers.len(),
         experts: model.spec.sparse().map_or(0, |sparse| sparse.experts),
+        sharing: model.spec.attention().map_or(1, |attention| attention.heads / attention.kv_heads),
         seventy_billion: (architecture.seventy_billion)(&model.spec),
     };
     types::choose(quant, facts, &factors.chain(pieces).collect::<Vec<_>>())

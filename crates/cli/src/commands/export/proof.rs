@@ -57,6 +57,9 @@ impl Storage {
             Quant::Q4_K_S => storage("Q4_K_S", 0.3, false),
             Quant::Q4_1 => storage("Q4_1", 0.6, false),
             Quant::Q4_0 => storage("Q4_0", 0.8, false),
+            // Not measured on that model: as the plain type of as many bits.
+            Quant::IQ4_NL => storage("IQ4_NL", 0.6, false),
+            Quant::MXFP4_MOE => storage("MXFP4_MOE", 0.8, false),
         }
     }
 

@@ -32,7 +32,7 @@ fn tensors(layers: usize, row: usize, output: bool, experts: usize) -> Vec<(Stri
 }
 
 fn facts(layers: usize, experts: usize) -> Facts {
-    Facts { layers, experts, seventy_billion: false }
+    Facts { layers, experts, sharing: 1, seventy_billion: false }
 }
 
 fn chosen(quant: Quant, facts: Facts, tensors: &[(String, Vec<usize>)]) -> impl Fn(&str) -> TensorType + use<> {
@@ -107,7 +107,7 @@ fn experts_count_by_block_and_eight_of_them_are_mixtral() {
 
 #[test]
 fn values_of_the_largest_dense_models_never_get_four_bits() {
-    let facts = Facts { layers: 16, experts: 0, seventy_billion: true };
+    let facts = Facts { layers: 16, experts: 0, sharing: 8, seventy_billion: true };
     let of = chosen(Quant::Q4_K_M, facts, &tensors(16, 256, true, 0));
     assert!(layers(&of, 16, "attn_v", Q4_K).is_empty());
     assert_eq!(layers(&of, 16, "attn_v", Q5_K).len(), 8);
@@ -128,4 +128,29 @@ fn names_are_read_in_either_case_and_near_ones_suggested() {
     }
     let error = "q4_km".parse::<Quant>().unwrap_err().to_string();
     assert!(error.starts_with("unknown quantisation `q4_km`, did you mean `Q4_K_M`?; known: `F32`, `F16`"), "{error}");
+}
+
+#[test]
+fn non_linear_files_spend_bits_on_shared_values_and_the_first_down_projections() {
+    let list = tensors(16, 256, true, 0);
+    let of = chosen(Quant::IQ4_NL, facts(16, 0), &list);
+    assert_eq!([of("output.weight"), of("token_embd.weight"), of("blk.3.attn_v.weight")], [Q6_K, IQ4_NL, IQ4_NL]);
+    assert_eq!(layers(&of, 16, "ffn_down", Q5_K), [0, 1]);
+    let shared = chosen(Quant::IQ4_NL, Facts { sharing: 4, ..facts(16, 0) }, &list);
+    assert_eq!(layers(&shared, 16, "attn_v", Q5_K).len(), 16);
+    let mixture = chosen(Quant::IQ4_NL, facts(2, 8), &tensors(2, 256, true, 8));
+    assert_eq!(
+        ["attn_v", "attn_k", "attn_output"].map(|name| mixture(&format!("blk.0.{name}.weight"))),
+        [Q8_0, Q8_0, Q5_K]
+    );
+}
+
+#[test]
+fn only_routed_experts_get_four_bits_in_files_for_mixtures() {
+    let of = chosen(Quant::MXFP4_MOE, facts(2, 4), &tensors(2, 256, true, 4));
+    let names = ["ffn_gate_exps", "ffn_down_exps", "ffn_down_shexp", "attn_q", "ffn_gate_inp"];
+    assert_eq!(names.map(|name| of(&format!("blk.0.{name}.weight"))), [MXFP4, MXFP4, Q8_0, Q8_0, F32]);
+    assert_eq!([of("output.weight"), of("token_embd.weight")], [Q8_0, Q8_0]);
+    let dense = chosen(Quant::MXFP4_MOE, facts(1, 0), &tensors(1, 40, false, 0));
+    assert_eq!(dense("blk.0.attn_q.weight"), F16);
 }
