@@ -180,6 +180,9 @@ impl AdapterConfig {
         if config.r == 0 {
             return Err(malformed("`r` is 0; a rank is at least 1".to_owned()));
         }
+        if let Some((pattern, _)) = config.rank_pattern.0.iter().find(|(_, rank)| *rank == 0) {
+            return Err(malformed(format!("`rank_pattern` gives `{pattern}` rank 0; a rank is at least 1")));
+        }
         let refused = config.refused(path);
         if refused.is_empty() { Ok(config) } else { Err(refused) }
     }
@@ -363,6 +366,10 @@ mod tests {
         for (text, reason) in [
             ("{", "EOF while parsing an object at line 1 column 1"),
             (r#"{"peft_type":"LORA","r":0}"#, "`r` is 0; a rank is at least 1"),
+            (
+                r#"{"peft_type":"LORA","r":4,"rank_pattern":{"mlp.experts.down_proj":0}}"#,
+                "`rank_pattern` gives `mlp.experts.down_proj` rank 0; a rank is at least 1",
+            ),
         ] {
             let faults = read(text).unwrap_err();
             assert_eq!(faults[0].to_string(), format!("`a/adapter_config.json` is malformed: {reason}"));
