@@ -148,14 +148,17 @@ fn fuse(module: &str, experts: &BTreeMap<usize, BTreeMap<String, LoraPair>>) -> 
     if let Some((&expert, _)) = experts.iter().find(|(_, leaves)| form(leaves) != shape) {
         return Err(unlike(expert));
     }
-    let in_features = shape[0].2;
-    if shape.iter().any(|(_, _, inputs, _)| *inputs != in_features) {
-        let reason = "gate_proj and up_proj have inputs of different width".to_owned();
+    let (in_features, out_of_one) = (shape[0].2, shape[0].3);
+    let is_odd = |(leaf, _, inputs, outputs): &(String, usize, usize, usize)| {
+        (*inputs, *outputs) != (in_features, out_of_one) || (leaf == "gate_up_proj" && shape.len() > 1)
+    };
+    if shape.iter().any(is_odd) {
+        let reason = "gate_proj and up_proj of an expert do not go together".to_owned();
         return Err(AdapterError::Experts { module: module.to_owned(), reason });
     }
     // One of gate and up alone leaves the other half of the rows as they are.
     let halves = shape.iter().any(|(leaf, ..)| leaf == "gate_proj" || leaf == "up_proj");
-    let out_features = if halves { 2 * shape[0].3 } else { shape[0].3 };
+    let out_features = if halves { 2 * out_of_one } else { out_of_one };
     let rank: usize = shape.iter().map(|(_, rank, ..)| rank).sum();
     let scale = first.values().next().map_or(1.0, |pair| pair.scale);
     let mut a = Vec::with_capacity(count * rank * in_features);
@@ -246,6 +249,17 @@ mod tests {
             texts(vec![some(0, 1), some(2, 1)]),
             ["the adapter of `l.mlp.experts.down_proj` is incomplete: expert 1 is not adapted like expert 0"]
         );
+        let part = |leaf: &str, rows| pair(&format!("l.mlp.experts.0.{leaf}"), 1, [rows, 2], 1.0);
+        for (one, other) in
+            [(part("gate_proj", 2), part("up_proj", 3)), (part("gate_proj", 2), part("gate_up_proj", 2))]
+        {
+            assert_eq!(
+                texts(vec![one, other]),
+                [
+                    "the adapter of `l.mlp.experts.gate_up_proj` is incomplete: gate_proj and up_proj of an expert do not go together"
+                ]
+            );
+        }
         assert_eq!(
             texts(vec![some(0, 1), some(1, 2)]),
             ["the adapter of `l.mlp.experts.down_proj` is incomplete: expert 1 is not adapted like expert 0"]
