@@ -60,7 +60,9 @@ fn memory_of_experts_and_recurrences_is_predicted_within_a_tenth() {
         for (recipe, more) in [(LORA, &[][..]), (LORA, &again), (FULL, &[])] {
             let settings = [&large[..], more, &["--set", &base]].concat();
             let predicted = plan(recipe, &settings)["memory_bytes"].as_f64().unwrap();
-            let held = peak(recipe, &settings);
+            // Where little is kept, a tenth of what is held lies in holes, more or fewer from run to run.
+            let runs = if more.is_empty() { 1 } else { 3 };
+            let held = (0..runs).map(|_| peak(recipe, &settings)).sum::<f64>() / f64::from(runs);
             let off = predicted / held - 1.0;
             seen.push((
                 off,
