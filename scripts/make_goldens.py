@@ -290,6 +290,39 @@ def hybrid_cases():
         ),
         lora=dict(r=2, lora_alpha=4, use_rslora=True, target_modules=MIXER, target_parameters=[GATE_UP, DOWN, ROUTER] + SHARED),
     )
+    # The other configuration of each name that Qwen3.5 goes by.
+    yield "qwen3_5_multimodal_interval", dict(
+        config=nested(
+            "Qwen3_5ForConditionalGeneration", "qwen3_5",
+            dict(model_type="qwen3_5_text", **small | delta | dict(linear_num_value_heads=2), num_hidden_layers=2, intermediate_size=32,
+                 full_attention_interval=2, rope_parameters=rope | {"partial_rotary_factor": 0.25}, tie_word_embeddings=True),
+        ),
+        lora=dict(r=3, lora_alpha=3, target_modules=MIXER),
+    )
+    yield "qwen3_5_text_layer_types", dict(
+        config=old(
+            "Qwen3_5ForCausalLM", "qwen3_5_text", **small | delta, num_hidden_layers=2, intermediate_size=40,
+            layer_types=["full_attention", "linear_attention"], rope_parameters=rope, tie_word_embeddings=False,
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=MIXER + MLP),
+    )
+    yield "qwen3_5_moe_multimodal_per_expert", dict(
+        config=nested(
+            "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe",
+            dict(model_type="qwen3_5_moe_text", **small | delta | dict(linear_num_value_heads=2, linear_value_head_dim=6), num_hidden_layers=2,
+                 layer_types=["full_attention", "linear_attention"], rope_parameters=rope | {"partial_rotary_factor": 0.25},
+                 shared_expert_intermediate_size=16, router_aux_loss_coef=0.001, tie_word_embeddings=True, **experts(num_experts=4)),
+        ),
+        lora=dict(r=2, lora_alpha=4, target_modules=ATTENTION, target_parameters=[GATE_UP, DOWN, ROUTER]),
+    )
+    yield "qwen3_5_moe_text_interval", dict(
+        config=old(
+            "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", **small | delta, num_hidden_layers=2, full_attention_interval=2, rope_parameters=rope,
+            shared_expert_intermediate_size=12, router_aux_loss_coef=0.001, tie_word_embeddings=False, **experts(),
+        ),
+        lora=dict(r=3, lora_alpha=6, target_modules=MIXER + MLP, target_parameters=[DOWN]),
+        layout="fused",
+    )
 
 
 def nested(architecture, model_type, text):
