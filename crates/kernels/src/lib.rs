@@ -7,15 +7,19 @@
 //! |---|---|
 //! | `mod.rs` | the public function: shapes, formula, what is kept for the backward pass |
 //! | `reference.rs` | plain tensor operations: the oracle, and the form for every device without an own one |
-//! | `flex.rs` | the CPU form for f32 tensors on burn-flex: vectorised, threaded, hand-written backward |
+//! | `flex.rs` | the CPU form for tensors on burn-flex: vectorised, threaded, hand-written backward |
 //!
 //! Letters in shapes: `T` tokens of all sequences on one flat axis, `N` query heads, `K` key/value heads, `d` head
 //! size, `D` hidden size, `V` vocabulary, `r` adapter rank; in linear attention `C` channels of the convolution, `K` key
 //! heads of size `dk`, `H` value heads of size `dv`.
 //!
+//! Where a CPU form takes bf16 tensors, arithmetic is f32 and each result is rounded once; statistics kept for backward and
+//! gradients of f32 weights stay f32.
+//!
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
+mod add;
 mod attention;
 mod causal_conv;
 #[cfg(feature = "cpu")]
@@ -25,9 +29,13 @@ mod gated_delta;
 mod gated_norm;
 mod grouped_linear;
 mod linear;
+mod norm_rope;
 mod rms_norm;
 mod rope;
+mod seed;
 mod segments;
+mod sigmoid_gate;
+mod softmax;
 mod swiglu;
 mod token_logp;
 
@@ -36,27 +44,37 @@ mod oracle;
 
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
+    pub use crate::add::reference::add;
     pub use crate::attention::reference::attention;
     pub use crate::causal_conv::reference::causal_conv;
     pub use crate::gated_delta::reference::{gated_delta, gated_delta_step};
     pub use crate::gated_norm::reference::gated_norm;
     pub use crate::grouped_linear::reference::grouped_linear;
     pub use crate::linear::reference::linear;
+    pub use crate::norm_rope::reference::norm_rope;
     pub use crate::rms_norm::reference::rms_norm;
     pub use crate::rope::reference::rope;
+    pub use crate::seed::reference::seed;
+    pub use crate::sigmoid_gate::reference::sigmoid_gate;
+    pub use crate::softmax::reference::softmax;
     pub use crate::swiglu::reference::swiglu;
     pub use crate::token_logp::reference::{head_loss, token_logp};
 }
 
+pub use add::add;
 pub use attention::attention;
 pub use causal_conv::{causal_conv, causal_conv_step};
 pub use dropout::Dropout;
 pub use gated_delta::{gated_delta, gated_delta_step};
 pub use gated_norm::gated_norm;
 pub use grouped_linear::{Groups, grouped_linear};
-pub use linear::{Adapter, linear};
+pub use linear::{Adapter, Projection, linear, projections};
+pub use norm_rope::norm_rope;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use seed::seed;
 pub use segments::Segments;
+pub use sigmoid_gate::sigmoid_gate;
+pub use softmax::softmax;
 pub use swiglu::swiglu;
 pub use token_logp::{HeadLoss, chunk_tokens, head_loss, token_logp};

@@ -3,7 +3,7 @@
 //!
 //! T tokens of all sequences on one axis, N query heads, K key/value heads, H channels of a head.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use qwen_tune_kernels as kernels;
 use qwen_tune_qwen::spec::AttentionSpec;
 
@@ -58,28 +58,27 @@ impl Attention {
     pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
         let [tokens, _] = x.dims();
         let AttentionSpec { heads, kv_heads, head_dim, window, output_gate, .. } = self.spec;
-        let q = self.q_proj.forward(x.clone(), pass);
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
         let (q_TNH, gate_TNH) = if output_gate {
             let both: Tensor<3> = q.reshape([tokens, heads, 2 * head_dim]);
             (both.clone().narrow(2, 0, head_dim), Some(both.narrow(2, head_dim, head_dim)))
         } else {
             (q.reshape([tokens, heads, head_dim]), None)
         };
-        let k_TKH = self.k_proj.forward(x.clone(), pass).reshape([tokens, kv_heads, head_dim]);
-        let v_TKH = self.v_proj.forward(x, pass).reshape([tokens, kv_heads, head_dim]);
-        let normed = |norm: &Option<RmsNorm>, heads: Tensor<3>| match norm {
-            Some(norm) => norm.forward(heads, pass),
-            None => heads,
+        let k_TKH: Tensor<3> = k.reshape([tokens, kv_heads, head_dim]);
+        let v_TKH: Tensor<3> = v.reshape([tokens, kv_heads, head_dim]);
+        let placed = |norm: &Option<RmsNorm>, heads: Tensor<3>| match norm {
+            Some(norm) => context.norm_rotate(norm, heads, pass),
+            None => context.rotate(heads),
         };
-        let q_TNH = context.rotate(normed(&self.q_norm, q_TNH));
-        let k_TKH = context.rotate(normed(&self.k_norm, k_TKH));
+        let (q_TNH, k_TKH) = (placed(&self.q_norm, q_TNH), placed(&self.k_norm, k_TKH));
         let scale = 1.0 / (head_dim as f32).sqrt();
         let y_TNH = match &context.cache {
             None => kernels::attention(q_TNH, k_TKH, v_TKH, &context.segments, scale, window),
             Some(cache) => cache.attend(self.layer, q_TNH, k_TKH, v_TKH, scale, window),
         };
         let y_TNH = match gate_TNH {
-            Some(gate) => y_TNH * activation::sigmoid(gate),
+            Some(gate) => kernels::sigmoid_gate(y_TNH, gate),
             None => y_TNH,
         };
         self.o_proj.forward(y_TNH.reshape([tokens, heads * head_dim]), pass)

@@ -5,9 +5,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation};
 use qwen_tune_kernels::{self as kernels, Segments};
-use qwen_tune_qwen::spec::{GatedDeltaSpec, RopeSpec};
+use qwen_tune_qwen::spec::{GatedDeltaSpec, NormSpec, RopeSpec};
+
+use crate::norm::RmsNorm;
+use crate::parameters::Pass;
 
 /// The layout of one batch of tokens.
 pub struct Context {
@@ -41,6 +44,12 @@ impl Context {
     #[must_use]
     pub fn rotate(&self, heads: Tensor<3>) -> Tensor<3> {
         kernels::rope(heads, self.cos.clone(), self.sin.clone())
+    }
+
+    /// The norm of each of these heads, then their rotary embedding.
+    pub(crate) fn norm_rotate(&self, norm: &RmsNorm, heads: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        let (weight, NormSpec { eps, zero_centred }) = (pass.get(&norm.weight), norm.spec);
+        kernels::norm_rope(heads, weight, self.cos.clone(), self.sin.clone(), eps, zero_centred)
     }
 }
 
@@ -108,20 +117,20 @@ impl Cache {
         attend_past(q, k, v, scale, window)
     }
 
-    /// Takes a recurrent layer on: `step` gets the convolution's history and the state, zeros at first, and returns the
-    /// output with both as they are afterwards.
+    /// Takes a recurrent layer on: `step` gets the convolution's history, of the inputs' `dtype`, and the state, always f32,
+    /// zeros at first, and returns the output with both as they are afterwards.
     pub(crate) fn recur(
         &self,
         layer: usize,
         spec: &GatedDeltaSpec,
-        device: &Device,
+        (device, dtype): (&Device, DType),
         step: impl FnOnce(Tensor<2>, Tensor<3>) -> (Tensor<3>, Tensor<2>, Tensor<3>),
     ) -> Tensor<3> {
         let (history, state) = match self.layers.borrow_mut().remove(&layer) {
             Some(Past::Recurrence(history, state)) => (history, state),
             _ => (
-                Tensor::zeros([spec.kernel - 1, spec.convolved()], device),
-                Tensor::zeros([spec.value_heads, spec.key_dim, spec.value_dim], device),
+                Tensor::zeros([spec.kernel - 1, spec.convolved()], (device, dtype)),
+                Tensor::zeros([spec.value_heads, spec.key_dim, spec.value_dim], (device, DType::F32)),
             ),
         };
         let (y, history, state) = step(history, state);
@@ -133,9 +142,9 @@ impl Cache {
 /// Attention of the last n positions of one sequence of S to all before them, in plain tensor operations: the products
 /// are matrix-vector ones, bound by reading the cache.
 fn attend_past(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, scale: f32, window: Option<usize>) -> Tensor<3> {
-    let [n, heads, d] = q.dims();
-    let [s, kv_heads, _] = k.dims();
+    let ([n, heads, d], [s, kv_heads, _], dtype) = (q.dims(), k.dims(), q.dtype());
     let group = heads / kv_heads;
+    let [q, k, v] = [q, k, v].map(|heads| heads.cast(DType::F32));
     let q = q.reshape([n, kv_heads, group, d]).permute([1, 2, 0, 3]).reshape([kv_heads, group * n, d]);
     let scores = q.matmul(k.permute([1, 2, 0])).mul_scalar(scale);
     let scores = if n == 1 && window.is_none_or(|w| s <= w) {
@@ -151,5 +160,5 @@ fn attend_past(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, scale: f32, window: Opt
         scores.mask_fill(mask.unsqueeze::<3>().expand([kv_heads, group * n, s]), f32::NEG_INFINITY)
     };
     let y = activation::softmax(scores, 2).matmul(v.permute([1, 0, 2]));
-    y.reshape([kv_heads, group, n, d]).permute([2, 0, 1, 3]).reshape([n, heads, d])
+    y.reshape([kv_heads, group, n, d]).permute([2, 0, 1, 3]).reshape([n, heads, d]).cast(dtype)
 }

@@ -2,6 +2,7 @@
 //! one at a time.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use qwen_tune_kernels as kernels;
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
 
@@ -24,6 +25,7 @@ pub struct Decoder {
     norm: RmsNorm,
     lm_head: Option<Weight<2>>,
     device: Device,
+    dtype: DType,
 }
 
 /// Some of a model, to see in few of its tensors how all of it behaves.
@@ -98,10 +100,11 @@ impl Block {
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
         let (h, normed) = self.mix(x, context, pass);
-        h + match &self.ffn {
+        let change = match &self.ffn {
             Ffn::Dense(mlp) => mlp.forward(normed, pass),
             Ffn::Sparse(sparse) => sparse.forward(normed, pass),
-        }
+        };
+        kernels::add(h, change)
     }
 
     /// Scores of the experts for each token, `[tokens, experts]`, where the layer has experts.
@@ -116,10 +119,11 @@ impl Block {
     /// The residual behind the mixer, and what the feed-forward part sees of it.
     fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
         let normed = self.input_layernorm.forward(x.clone(), pass);
-        let h = x + match &self.mixer {
+        let change = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(normed, context, pass),
             Mixer::GatedDelta(delta) => delta.forward(normed, context, pass),
         };
+        let h = kernels::add(x, change);
         let normed = self.post_attention_layernorm.forward(h.clone(), pass);
         (h, normed)
     }
@@ -172,6 +176,7 @@ impl Decoder {
                 },
                 spec: spec.clone(),
                 device: device.clone(),
+                dtype,
             })
         })
     }
@@ -207,13 +212,13 @@ impl Decoder {
         Context::new(&self.spec.rope, sequences, positions, &self.device)
     }
 
-    /// Rows of the embedding, `[tokens, hidden]`.
+    /// Rows of the embedding, `[tokens, hidden]`, in the number format of the model's products.
     #[must_use]
     pub fn embed(&self, ids: &[u32], pass: &Pass<'_>) -> Tensor<2> {
         let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let count = ids.len();
         let index = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
-        pass.get(&self.embed_tokens).select(0, index)
+        pass.get(&self.embed_tokens).select(0, index).cast(self.dtype)
     }
 
     /// The final norm.
@@ -242,9 +247,9 @@ impl Decoder {
         self.finish(x, pass)
     }
 
-    /// Scores over the vocabulary, `[tokens, vocab]`: for generation and tests; training never forms them.
+    /// Scores over the vocabulary in f32, `[tokens, vocab]`: for generation and tests; training never forms them.
     #[must_use]
     pub fn logits(&self, hidden: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        hidden.matmul(pass.get(self.head()).transpose())
+        kernels::linear(hidden.cast(DType::F32), pass.get(self.head()), None, None)
     }
 }

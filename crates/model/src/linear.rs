@@ -57,7 +57,20 @@ impl Linear {
     /// `x` `[tokens, in]` to `[tokens, out]`.
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let adapter = Lora::of(self.adapter.as_ref(), pass);
-        kernels::linear(x, pass.get(&self.weight), self.bias.as_ref().map(|b| pass.get(b)), adapter)
+        let [y] = Self::forward_all([self], x, pass);
+        y
+    }
+
+    /// Several layers on one input, which is read once.
+    #[must_use]
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: Tensor<2>, pass: &Pass<'_>) -> [Tensor<2>; N] {
+        kernels::projections(
+            x,
+            layers.map(|layer| kernels::Projection {
+                weight: pass.get(&layer.weight),
+                bias: layer.bias.as_ref().map(|bias| pass.get(bias)),
+                adapter: Lora::of(layer.adapter.as_ref(), pass),
+            }),
+        )
     }
 }

@@ -37,8 +37,7 @@ impl Mlp {
     /// `[tokens, hidden]` to the same.
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone(), pass);
-        let up = self.up_proj.forward(x, pass);
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
         self.down_proj.forward(kernels::swiglu(gate, up), pass)
     }
 }

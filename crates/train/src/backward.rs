@@ -2,7 +2,7 @@
 //!
 //! The forward keeps one input per block. The head turns the last hidden states into token log-probabilities and the
 //! gradient of the loss, chunk by chunk. Then the blocks run in reverse, each on a small tape of its own seeded with the
-//! gradient from above: `(y * g).backward()` seeds g exactly, because the sweep starts from ones. A block either kept its
+//! gradient from above by [`kernels::seed`]. A block either kept its
 //! tape from the forward or is run again; one forward function serves both, and dropout masks are functions of the step
 //! and the module, so both see the same ones.
 
@@ -179,7 +179,7 @@ pub fn accumulate(
         let elements = dhead.shape().num_elements();
         gradients.add(*slot, dhead.reshape([elements]));
     }
-    let mut tape = (h * out.dh).backward();
+    let mut tape = kernels::seed(h, out.dh).backward();
     let mut upstream = leaf.grad_remove(&mut tape).expect("invariant: the final norm depends on its input");
     gradients.add_leaves(pass.into_leaves(), &mut tape);
 
@@ -203,10 +203,10 @@ pub fn accumulate(
                 (leaf, y, pass, routing)
             }
         };
-        let seeded = y * upstream;
+        let seeded = kernels::seed(y, upstream);
         let mut tape = match (&slope, routing.into_iter().next()) {
             (Some(slope), Some(Routing { probabilities, .. })) => {
-                (seeded.sum() + (probabilities * slope.clone().autodiff()).sum()).backward()
+                (seeded + (probabilities * slope.clone().autodiff()).sum()).backward()
             }
             _ => seeded.backward(),
         };
@@ -218,7 +218,7 @@ pub fn accumulate(
         }
     }
     if trains_embedding {
-        let mut tape = (embedded * upstream).backward();
+        let mut tape = kernels::seed(embedded, upstream).backward();
         gradients.add_leaves(embedding_pass.into_leaves(), &mut tape);
     }
     passed

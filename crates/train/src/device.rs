@@ -70,17 +70,33 @@ pub const DEVICES: &[&str] = &["auto", "cpu", "cuda:0", "wgpu", "vulkan", "ndarr
 /// # Errors
 /// If there is no such device, it is not compiled in, or it does not compute in `dtype`.
 pub fn open(name: &str, dtype: ComputeDtype) -> Result<OpenDevice, DeviceError> {
-    let (device, name, gpu, reason) = select(name)?;
-    let dtype = match (dtype, gpu) {
-        (ComputeDtype::F32, _) | (ComputeDtype::Auto, false) => DType::F32,
-        (ComputeDtype::Auto | ComputeDtype::Bf16, true) => DType::BF16,
-        (ComputeDtype::Bf16, false) => return Err(DeviceError::Dtype { name, dtype: "bf16" }),
+    let (device, name, bf16, reason) = select(name)?;
+    let dtype = match (dtype, bf16) {
+        (ComputeDtype::F32, _) | (ComputeDtype::Auto, Bf16::Offered | Bf16::Missing) => DType::F32,
+        (ComputeDtype::Auto, Bf16::Preferred) | (ComputeDtype::Bf16, Bf16::Offered | Bf16::Preferred) => DType::BF16,
+        (ComputeDtype::Bf16, Bf16::Missing) => return Err(DeviceError::Dtype { name, dtype: "bf16" }),
     };
     let on_host = matches!(name.as_str(), "cpu" | "ndarray");
     Ok(OpenDevice { device, name, dtype, on_host, reason })
 }
 
-type Choice = (Device, String, bool, String);
+type Choice = (Device, String, Bf16, String);
+
+/// Whether a device computes in bf16.
+#[derive(Debug, Clone, Copy)]
+enum Bf16 {
+    /// It does, and `auto` takes it.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "another build"))]
+    Preferred,
+    /// It does, where the recipe asks for it.
+    Offered,
+    /// It does not.
+    #[cfg_attr(
+        not(any(feature = "ndarray", feature = "wgpu", feature = "vulkan")),
+        expect(dead_code, reason = "another build")
+    )]
+    Missing,
+}
 
 fn select(name: &str) -> Result<Choice, DeviceError> {
     let written = || "as the recipe says".to_owned();
@@ -110,7 +126,7 @@ fn automatic() -> Result<Choice, DeviceError> {
 #[cfg(feature = "cpu")]
 #[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
 fn cpu(reason: String) -> Result<Choice, DeviceError> {
-    Ok((Device::flex(), "cpu".to_owned(), false, reason))
+    Ok((Device::flex(), "cpu".to_owned(), Bf16::Offered, reason))
 }
 #[cfg(not(feature = "cpu"))]
 fn cpu(_: String) -> Result<Choice, DeviceError> {
@@ -122,7 +138,7 @@ fn cpu(_: String) -> Result<Choice, DeviceError> {
 fn ndarray(reason: String) -> Result<Choice, DeviceError> {
     #[expect(deprecated, reason = "kept as a second, independent implementation for the parity suite")]
     let device = Device::ndarray();
-    Ok((device, "ndarray".to_owned(), false, reason))
+    Ok((device, "ndarray".to_owned(), Bf16::Missing, reason))
 }
 #[cfg(not(feature = "ndarray"))]
 fn ndarray(_: String) -> Result<Choice, DeviceError> {
@@ -131,7 +147,7 @@ fn ndarray(_: String) -> Result<Choice, DeviceError> {
 
 #[cfg(feature = "cuda")]
 fn cuda(index: usize, reason: String) -> Result<Choice, DeviceError> {
-    enumerated(burn::tensor::DeviceType::Cuda, "cuda", index, true, reason)
+    enumerated(burn::tensor::DeviceType::Cuda, "cuda", index, Bf16::Preferred, reason)
 }
 #[cfg(not(feature = "cuda"))]
 fn cuda(index: usize, _: String) -> Result<Choice, DeviceError> {
@@ -140,7 +156,7 @@ fn cuda(index: usize, _: String) -> Result<Choice, DeviceError> {
 
 #[cfg(feature = "wgpu")]
 fn wgpu(index: usize, reason: String) -> Result<Choice, DeviceError> {
-    enumerated(burn::tensor::DeviceType::Wgpu, "wgpu", index, false, reason)
+    enumerated(burn::tensor::DeviceType::Wgpu, "wgpu", index, Bf16::Missing, reason)
 }
 #[cfg(not(feature = "wgpu"))]
 fn wgpu(_: usize, _: String) -> Result<Choice, DeviceError> {
@@ -149,7 +165,7 @@ fn wgpu(_: usize, _: String) -> Result<Choice, DeviceError> {
 
 #[cfg(feature = "vulkan")]
 fn vulkan(index: usize, reason: String) -> Result<Choice, DeviceError> {
-    enumerated(burn::tensor::DeviceType::Vulkan, "vulkan", index, false, reason)
+    enumerated(burn::tensor::DeviceType::Vulkan, "vulkan", index, Bf16::Missing, reason)
 }
 #[cfg(not(feature = "vulkan"))]
 fn vulkan(_: usize, _: String) -> Result<Choice, DeviceError> {
@@ -163,7 +179,7 @@ fn enumerated(
     kind: burn::tensor::DeviceType,
     backend: &str,
     index: usize,
-    bf16: bool,
+    bf16: Bf16,
     reason: String,
 ) -> Result<Choice, DeviceError> {
     let devices = Device::enumerate(kind).into_vec();

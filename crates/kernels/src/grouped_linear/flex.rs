@@ -1,5 +1,8 @@
-//! The grouped linear map on the CPU: groups in parallel, or one after another with all threads where they are few.
+//! The grouped linear map on the CPU: groups in parallel, or one after another with all threads where they are few. A
+//! group's terms are summed in f32 and rounded once.
 
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::Tensor;
@@ -11,13 +14,14 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::Groups;
-use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
-use crate::cpu::product::{Matrix, Threads, product};
-use crate::cpu::rows::{dropped, for_blocks};
+use crate::cpu::element::{Element, by_element, narrowed, wide};
+use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::product::{Elements, Matrix, Threads, new_product, product};
+use crate::cpu::rows::dropped;
 use crate::cpu::vector;
 use crate::{Adapter, Dropout};
 
-/// `None` when an operand is not an f32 tensor on burn-flex.
+/// `None` when an operand is not an f32 or bf16 tensor on burn-flex.
 pub(super) fn grouped_linear(
     x: &Tensor<2>,
     weight: &Tensor<3>,
@@ -26,87 +30,96 @@ pub(super) fn grouped_linear(
 ) -> Option<Tensor<2>> {
     let absent = || Some(Operand::absent());
     let parents = [
-        Operand::of(x)?,
-        Operand::of(weight)?,
-        adapter.map_or_else(absent, |adapter| Operand::of(&adapter.a))?,
-        adapter.map_or_else(absent, |adapter| Operand::of(&adapter.b))?,
+        Operand::of_float(x)?,
+        Operand::of_float(weight)?,
+        adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.a))?,
+        adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.b))?,
     ];
+    Some(by_element!(x.dtype(), E => forward::<E>(parents, groups, adapter)))
+}
+
+fn forward<E: Element>(parents: [Operand; 4], groups: &Arc<Groups>, adapter: Option<&Adapter<3>>) -> Tensor<2> {
     let [x, weight, a, b] = parents.each_ref().map(Operand::contiguous);
     let map = Stack::of(&weight);
-    let mut y = map.times(groups, slice(&x));
+    let rows = Rows::of(&x);
     let low = adapter.map(|&Adapter { scale, dropout, .. }| {
-        let dropped = dropout.map(|dropout| dropped(slice(&x), dropout));
-        let values = Stack::of(&a).times(groups, dropped.as_deref().unwrap_or(slice(&x)));
-        Stack::of(&b).apply(groups, &mut y, &values, Side::Transposed, scale, true);
+        let dropped = dropout.map(|dropout| dropped(&wide(&x), dropout));
+        let input = dropped.as_deref().map_or(rows, |values| Rows::dense(values, map.columns));
+        let down = Stack::of(&a);
+        let values = for_groups(groups, down.rows, |group, rows, out: &mut [f32], threads| {
+            product(out, input.part(rows), down.matrix(group).transposed(), 1.0, false, threads);
+        });
         Low { values, a: a.clone(), b: b.clone(), scale, dropout }
     });
-    let y = from_vec(y, [groups.rows(), map.rows]);
+    let y = for_groups(groups, map.rows, |group, of_group, out: &mut [E], threads| {
+        E::write(out, &mut Vec::new(), |out| {
+            product(&mut *out, rows.part(of_group.clone()), map.matrix(group).transposed(), 1.0, false, threads);
+            if let Some(low) = &low {
+                let up = Stack::of(&low.b).matrix(group).transposed();
+                product(out, low.rows().part(of_group), up, low.scale, true, threads);
+            }
+        });
+    });
+    let y = E::tensor(y, [groups.rows(), map.rows]);
     let x = (parents[1].tracked() || parents[2].tracked()).then(|| x.clone());
     let groups = groups.clone();
-    Some(record(Step, parents, y, || Saved { x, weight, low, groups }))
+    record(Step::<E>(PhantomData), parents, y, || Saved { x, weight, low, groups })
 }
 
 /// One matrix `[rows, columns]` a group.
 #[derive(Clone, Copy)]
 struct Stack<'a> {
-    data: &'a [f32],
+    elements: Elements<'a>,
     rows: usize,
     columns: usize,
-}
-
-/// Whether rows are multiplied with a group's matrix or with its transpose.
-#[derive(Clone, Copy)]
-enum Side {
-    Plain,
-    Transposed,
 }
 
 impl<'a> Stack<'a> {
     fn of(tensor: &'a FlexTensor) -> Self {
         let shape = tensor.layout().shape();
-        Self { data: slice(tensor), rows: shape[1], columns: shape[2] }
+        Self { elements: dense(tensor), rows: shape[1], columns: shape[2] }
     }
 
     fn matrix(&self, group: usize) -> Matrix<'a> {
-        let size = self.rows * self.columns;
-        Matrix::dense(&self.data[group * size..][..size], self.rows, self.columns)
-    }
-
-    /// `x·Wᵀ`, group by group.
-    fn times(&self, groups: &Groups, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; groups.rows() * self.rows];
-        self.apply(groups, &mut y, x, Side::Transposed, 1.0, false);
-        y
-    }
-
-    /// `out = scale · x·W` or `scale · x·Wᵀ`, or that added to `out`, group by group.
-    fn apply(&self, groups: &Groups, out: &mut [f32], x: &[f32], side: Side, scale: f32, add: bool) {
-        let (width, inputs) = match side {
-            Side::Plain => (self.columns, self.rows),
-            Side::Transposed => (self.rows, self.columns),
-        };
-        for_groups(groups, out, width, |group, rows, out, threads| {
-            let x = Matrix::dense(&x[rows.start * inputs..rows.end * inputs], rows.len(), inputs);
-            let w = match side {
-                Side::Plain => self.matrix(group),
-                Side::Transposed => self.matrix(group).transposed(),
-            };
-            product(out, x, w, scale, add, threads);
-        });
+        let elements = self.elements.from(group * self.rows * self.columns);
+        Matrix::first_of(elements, self.rows, self.columns)
     }
 }
 
+/// Rows of all groups, one after another.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    elements: Elements<'a>,
+    width: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn of(tensor: &'a FlexTensor) -> Self {
+        Self { elements: dense(tensor), width: tensor.layout().shape()[1] }
+    }
+
+    fn dense(values: &'a [f32], width: usize) -> Self {
+        Self { elements: Elements::F32(values), width }
+    }
+
+    fn part(&self, rows: Range<usize>) -> Matrix<'a> {
+        Matrix::first_of(self.elements.from(rows.start * self.width), rows.len(), self.width)
+    }
+}
+
+fn dense(tensor: &FlexTensor) -> Elements<'_> {
+    Elements::of(tensor).expect("invariant: checked with the operands").from(tensor.layout().start_offset())
+}
+
 /// `scale · dyᵀ·x`, group by group; zero for groups without rows.
-fn outer(groups: &Groups, dy: &[f32], outputs: usize, x: &[f32], inputs: usize, scale: f32) -> Vec<f32> {
-    let size = outputs * inputs;
+fn outer(groups: &Groups, dy: Rows, x: Rows, scale: f32) -> Vec<f32> {
+    let size = dy.width * x.width;
     let mut sums = vec![0.0; groups.len() * size];
     let mut blocks: Vec<Option<&mut [f32]>> = sums.chunks_exact_mut(size).map(Some).collect();
     let tasks: Vec<_> = groups.iter().map(|(group, rows)| (rows, blocks[group].take())).collect();
     tasks.into_par_iter().for_each(|(rows, block)| {
         let block = block.expect("invariant: every group comes once");
-        let dy = Matrix::dense(&dy[rows.start * outputs..rows.end * outputs], rows.len(), outputs);
-        let x = Matrix::dense(&x[rows.start * inputs..rows.end * inputs], rows.len(), inputs);
-        product(block, dy.transposed(), x, scale, false, Threads::Caller);
+        product(block, dy.part(rows.clone()).transposed(), x.part(rows), scale, false, Threads::Caller);
     });
     sums
 }
@@ -114,14 +127,14 @@ fn outer(groups: &Groups, dy: &[f32], outputs: usize, x: &[f32], inputs: usize, 
 /// Groups with rows from which each is one thread's work: fewer are shared by all threads, one after another.
 const GROUPS_IN_PARALLEL: usize = 16;
 
-/// Calls `f(group, rows, out, threads)` with the part of `out`, `width` wide, that belongs to each group's rows.
-fn for_groups(
+/// An output `width` wide, of which `f(group, rows, out, threads)` writes the part that belongs to a group's rows.
+fn for_groups<T: Copy + Default + Send>(
     groups: &Groups,
-    out: &mut [f32],
     width: usize,
-    f: impl Fn(usize, std::ops::Range<usize>, &mut [f32], Threads) + Sync,
-) {
-    let mut rest = out;
+    f: impl Fn(usize, Range<usize>, &mut [T], Threads) + Sync,
+) -> Vec<T> {
+    let mut out = vec![T::default(); groups.rows() * width];
+    let mut rest = out.as_mut_slice();
     let mut tasks = Vec::with_capacity(groups.len());
     for (group, rows) in groups.iter() {
         let (here, behind) = rest.split_at_mut(rows.len() * width);
@@ -133,10 +146,11 @@ fn for_groups(
     } else {
         tasks.into_iter().for_each(|(group, rows, out)| f(group, rows, out, Threads::Pool));
     }
+    out
 }
 
 #[derive(Debug)]
-struct Step;
+struct Step<E>(PhantomData<E>);
 
 #[derive(Clone, Debug)]
 struct Saved {
@@ -157,65 +171,72 @@ struct Low {
     dropout: Option<Dropout>,
 }
 
-impl Saved {
-    fn x(&self) -> &[f32] {
-        slice(self.x.as_ref().expect("invariant: x is kept for a tracked weight or A"))
+impl Low {
+    fn rows(&self) -> Rows<'_> {
+        Rows::dense(&self.values, Stack::of(&self.a).rows)
     }
 }
 
-impl Backward<Flex, 4> for Step {
+impl Saved {
+    fn x(&self) -> &FlexTensor {
+        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A")
+    }
+}
+
+impl<E: Element> Backward<Flex, 4> for Step<E> {
     type State = Saved;
 
     /// In each group, with `dl = s·dy·B`: `dx = dy·W + (dl·A) ⊙ mask`, `dW = dyᵀ·x`, `dA = dlᵀ·(x ⊙ mask)`,
     /// `dB = s·dyᵀ·low`; each only where wanted.
     fn backward(self, ops: Ops<Saved, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let dy = slice(&dy);
+        let dy = Rows::of(&dy);
         let saved = &ops.state;
         let groups = &*saved.groups;
         let weight = Stack::of(&saved.weight);
         let (outputs, inputs) = (weight.rows, weight.columns);
         let [x_node, weight_node, a_node, b_node] = ops.parents;
 
-        let mut dx = x_node.is_some().then(|| {
-            let mut dx = vec![0.0; groups.rows() * inputs];
-            weight.apply(groups, &mut dx, dy, Side::Plain, 1.0, false);
-            dx
+        let dlow = saved.low.as_ref().filter(|_| x_node.is_some() || a_node.is_some()).map(|low| {
+            let up = Stack::of(&low.b);
+            for_groups(groups, up.columns, |group, rows, out: &mut [f32], threads| {
+                product(out, dy.part(rows), up.matrix(group), low.scale, false, threads);
+            })
         });
-        if let Some(low) = &saved.low {
-            let (a, b) = (Stack::of(&low.a), Stack::of(&low.b));
-            let rank = a.rows;
-            if let Some(node) = b_node {
-                let db = outer(groups, dy, outputs, &low.values, rank, low.scale);
-                grads.register::<Flex>(node.id, from_vec(db, [groups.len(), outputs, rank]));
-            }
-            if dx.is_some() || a_node.is_some() {
-                let mut dlow = vec![0.0; groups.rows() * rank];
-                b.apply(groups, &mut dlow, dy, Side::Plain, low.scale, false);
-                if let Some(node) = a_node {
-                    let dropped = low.dropout.map(|dropout| dropped(saved.x(), dropout));
-                    let da = outer(groups, &dlow, rank, dropped.as_deref().unwrap_or(saved.x()), inputs, 1.0);
-                    grads.register::<Flex>(node.id, from_vec(da, [groups.len(), rank, inputs]));
-                }
-                match (&mut dx, low.dropout) {
-                    (None, _) => {}
-                    (Some(dx), None) => a.apply(groups, dx, &dlow, Side::Plain, 1.0, true),
-                    (Some(dx), Some(dropout)) => {
-                        let mut through = vec![0.0; dx.len()];
-                        a.apply(groups, &mut through, &dlow, Side::Plain, 1.0, false);
-                        for_blocks(dx, 1, |first, block| {
-                            vector::add_dropped(block, &through[first..first + block.len()], dropout, first as u64);
-                        });
+        let through = saved.low.as_ref().zip(dlow.as_deref());
+        if let Some(node) = x_node {
+            let dx = for_groups(groups, inputs, |group, rows, out: &mut [E], threads| {
+                E::write(out, &mut Vec::new(), |out| {
+                    product(&mut *out, dy.part(rows.clone()), weight.matrix(group), 1.0, false, threads);
+                    let Some((low, dlow)) = through else { return };
+                    let a = Stack::of(&low.a);
+                    let dlow = Rows::dense(dlow, a.rows).part(rows.clone());
+                    match low.dropout {
+                        None => product(out, dlow, a.matrix(group), 1.0, true, threads),
+                        Some(dropout) => {
+                            let change: Vec<f32> = new_product(dlow, a.matrix(group), 1.0, threads);
+                            vector::add_dropped(out, &change, dropout, (rows.start * inputs) as u64);
+                        }
                     }
-                }
-            }
+                });
+            });
+            grads.register::<Flex>(node.id, E::tensor(dx, [groups.rows(), inputs]));
         }
-        if let (Some(node), Some(dx)) = (x_node, dx) {
-            grads.register::<Flex>(node.id, from_vec(dx, [groups.rows(), inputs]));
+        if let (Some(node), Some((low, dlow))) = (a_node, through) {
+            let rank = Stack::of(&low.a).rows;
+            let dropped = low.dropout.map(|dropout| dropped(&wide(saved.x()), dropout));
+            let input = dropped.as_deref().map_or_else(|| Rows::of(saved.x()), |values| Rows::dense(values, inputs));
+            let da = outer(groups, Rows::dense(dlow, rank), input, 1.0);
+            grads.register::<Flex>(node.id, narrowed(da, [groups.len(), rank, inputs], low.a.dtype()));
+        }
+        if let (Some(node), Some(low)) = (b_node, &saved.low) {
+            let db = outer(groups, dy, low.rows(), low.scale);
+            let rank = Stack::of(&low.a).rows;
+            grads.register::<Flex>(node.id, narrowed(db, [groups.len(), outputs, rank], low.b.dtype()));
         }
         if let Some(node) = weight_node {
-            let dweight = outer(groups, dy, outputs, saved.x(), inputs, 1.0);
-            grads.register::<Flex>(node.id, from_vec(dweight, [groups.len(), outputs, inputs]));
+            let dweight = outer(groups, dy, Rows::of(saved.x()), 1.0);
+            grads.register::<Flex>(node.id, narrowed(dweight, [groups.len(), outputs, inputs], saved.weight.dtype()));
         }
     }
 }

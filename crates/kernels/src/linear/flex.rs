@@ -1,163 +1,155 @@
-//! The linear map on the CPU: products on strided views, the adapter added to the base's output in place.
+//! Linear maps on the CPU: the input packed once for all maps and all down projections, base, bias and adapter summed while
+//! a tile of the output is in registers.
+
+use std::sync::Arc;
 
 use burn::Tensor;
-use burn::backend::Flex;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
-use super::Adapter;
-use crate::Dropout;
-use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
-use crate::cpu::product::{Matrix, Threads, product};
-use crate::cpu::rows::{dropped, for_blocks, sum_rows};
-use crate::cpu::vector;
+use super::backward::{Low, Saved, Step};
+use super::fan_out::{Pending, fan_out};
+use super::{Adapter, Projection};
+use crate::cpu::element::{Element, by_element};
+use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::product::{
+    Elements, Left, Matrix, Number, Precision, Term, Threads, few_rows, finished_product, new_sum_of_products, product,
+};
+use crate::cpu::rows::dropped;
 
-/// `None` when an operand is not an f32 tensor on burn-flex, or a matrix with a reversed axis.
-pub(super) fn linear(
-    x: &Tensor<2>,
-    weight: &Tensor<2>,
-    bias: Option<&Tensor<1>>,
-    adapter: Option<&Adapter>,
-) -> Option<Tensor<2>> {
-    let ([tokens, _], [outputs, _]) = (x.dims(), weight.dims());
-    let parents = [
-        Operand::of(x)?,
-        Operand::of(weight)?,
-        bias.map_or_else(|| Some(Operand::absent()), Operand::of)?,
-        adapter.map_or_else(|| Some(Operand::absent()), |adapter| Operand::of(&adapter.a))?,
-        adapter.map_or_else(|| Some(Operand::absent()), |adapter| Operand::of(&adapter.b))?,
-    ];
-    let [x, weight, bias_values, a, b] = parents.each_ref().map(Operand::data);
-    let (x_TI, weight_OI) = (Matrix::of(x)?, Matrix::of(weight)?);
+/// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or a matrix with a reversed axis.
+pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
+    let operands: Vec<[Operand; 5]> = maps.iter().map(|map| operands(x, map)).collect::<Option<_>>()?;
+    let matrices = [0, 1, 3, 4];
+    let fit = |of_map: &[Operand; 5]| {
+        matrices.iter().all(|&at| of_map[at].is_absent() || Matrix::of(of_map[at].data()).is_some())
+    };
+    if !operands.iter().all(fit) {
+        return None;
+    }
+    let input = Operand::of_float(x)?;
+    let outputs = by_element!(x.dtype(), E => forward::<E>(input, operands, maps));
+    Some(outputs.try_into().expect("invariant: one output a map"))
+}
 
-    let mut y = vec![0.0; tokens * outputs];
-    if bias.is_some() {
-        let bias = contiguous(bias_values.clone());
-        let bias = slice(&bias);
-        for_blocks(&mut y, outputs, |_, block| {
-            block.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+/// x, weight, bias, A, B.
+fn operands(x: &Tensor<2>, map: &Projection) -> Option<[Operand; 5]> {
+    let absent = || Some(Operand::absent());
+    let adapter = map.adapter.as_ref();
+    Some([
+        Operand::of_float(x)?,
+        Operand::of_float(&map.weight)?,
+        map.bias.as_ref().map_or_else(absent, Operand::of_float)?,
+        adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.a))?,
+        adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.b))?,
+    ])
+}
+
+fn forward<E: Element + Number>(input: Operand, operands: Vec<[Operand; 5]>, maps: &[Projection]) -> Vec<Tensor<2>> {
+    let x = input.data().clone();
+    let x_TI = matrix(&x);
+    let precision = Precision::of(&[x_TI]);
+    // A few rows are multiplied with weights as they lie; see `product`.
+    let left = (!few_rows(x_TI.rows())).then(|| Left::pack(x_TI, 1.0, precision, Threads::Pool));
+    let lows = lows(&x, left.as_ref(), &operands, maps);
+    let pending = Pending::default();
+    let fan = input.tracked().then(|| fan_out::<E>(input, &pending));
+    let outputs = operands.into_iter().zip(lows).enumerate().map(|(index, (mut parents, low))| {
+        if let Some(fan) = &fan {
+            parents[0] = Operand::of_float(fan).expect("invariant: made of such an operand");
+        }
+        let (weight, bias) = (parents[1].data().clone(), contiguous(parents[2].data().clone()));
+        let bias_dtype = bias.dtype();
+        let bias =
+            (!parents[2].is_absent()).then(|| Elements::of(&bias).expect("invariant: checked with the operands"));
+        let y: Vec<E> = output(x_TI, left.as_ref(), &weight, bias, low.as_ref());
+        let y = E::tensor(y, [x_TI.rows(), matrix(&weight).rows()]);
+        // Only the gradients of the weight and of A read it.
+        let x = (parents[1].tracked() || parents[3].tracked()).then(|| x.clone());
+        let pending = pending.clone();
+        record(Step::<E>::default(), parents, y, || Saved { x, weight, bias: bias_dtype, low, index, pending })
+    });
+    outputs.collect()
+}
+
+/// A view of an operand.
+pub(super) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+    Matrix::of(tensor).expect("invariant: checked before anything was computed")
+}
+
+/// `x·Wᵀ + b + s·low·Bᵀ`, rounded once.
+fn output<E: Element + Number>(
+    x: Matrix,
+    left: Option<&Left>,
+    weight: &FlexTensor,
+    bias: Option<Elements>,
+    low: Option<&Low>,
+) -> Vec<E> {
+    let weight_IO = matrix(weight).transposed();
+    let Some(left) = left else {
+        return finished_product(x, weight_IO, bias, |y| {
+            if let Some(low) = low {
+                product(y, low.matrix(), matrix(&low.b).transposed(), low.scale, true, Threads::Pool);
+            }
         });
-    }
-    product(&mut y, x_TI, weight_OI.transposed(), 1.0, bias.is_some(), Threads::Pool);
-    let mut low = None;
-    if let Some(Adapter { scale, dropout, .. }) = adapter {
-        let (a_RI, b_OR) = (Matrix::of(a)?, Matrix::of(b)?);
-        let mut values = vec![0.0; tokens * a_RI.rows()];
-        match dropout {
-            None => product(&mut values, x_TI, a_RI.transposed(), 1.0, false, Threads::Pool),
-            Some(dropout) => {
-                let dropped = dropped(slice(&contiguous(x.clone())), *dropout);
-                let dropped_TI = Matrix::dense(&dropped, tokens, x_TI.columns());
-                product(&mut values, dropped_TI, a_RI.transposed(), 1.0, false, Threads::Pool);
-            }
+    };
+    let base = Term { left, right: weight_IO };
+    match low {
+        None => new_sum_of_products(&[base], bias, 1.0, Threads::Pool),
+        Some(low) => {
+            let packed = Left::pack(low.matrix(), low.scale, left.precision(), Threads::Pool);
+            let update = Term { left: &packed, right: matrix(&low.b).transposed() };
+            new_sum_of_products(&[base, update], bias, 1.0, Threads::Pool)
         }
-        product(&mut y, Matrix::dense(&values, tokens, a_RI.rows()), b_OR.transposed(), *scale, true, Threads::Pool);
-        low = Some(Low { values, a: a.clone(), b: b.clone(), scale: *scale, dropout: *dropout });
-    }
-    let needs_x = parents[1].tracked() || parents[3].tracked();
-    let (x, weight) = (needs_x.then(|| x.clone()), weight.clone());
-    Some(record(Step, parents, from_vec(y, [tokens, outputs]), || Saved { x, weight, low }))
-}
-
-#[derive(Debug)]
-struct Step;
-
-#[derive(Clone, Debug)]
-struct Saved {
-    /// Only when the weight or `A` is trained.
-    x: Option<FlexTensor>,
-    weight: FlexTensor,
-    low: Option<Low>,
-}
-
-/// The adapter, and its input after the down projection.
-#[derive(Clone, Debug)]
-struct Low {
-    values: Vec<f32>,
-    a: FlexTensor,
-    b: FlexTensor,
-    scale: f32,
-    dropout: Option<Dropout>,
-}
-
-impl Saved {
-    fn x(&self) -> &FlexTensor {
-        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A")
     }
 }
 
-/// A view of a kept operand.
-fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
-    Matrix::of(tensor).expect("invariant: the forward pass took the same matrix")
-}
-
-impl Backward<Flex, 5> for Step {
-    type State = Saved;
-
-    /// With `dl = s·dy·B`: `dx = dy·W + (dl·A) ⊙ mask`, `dW = dyᵀ·x`, `db = Σ dy`, `dA = dlᵀ·(x ⊙ mask)`,
-    /// `dB = s·dyᵀ·low`; each only where wanted.
-    fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let saved = &ops.state;
-        let weight_OI = matrix(&saved.weight);
-        let (outputs, inputs) = (weight_OI.rows(), weight_OI.columns());
-        let tokens = dy.layout().shape()[0];
-        let dy_TO = Matrix::dense(slice(&dy), tokens, outputs);
-        let [x_node, weight_node, bias_node, a_node, b_node] = ops.parents;
-
-        let mut dx = x_node.is_some().then(|| {
-            let mut dx = vec![0.0; tokens * inputs];
-            product(&mut dx, dy_TO, weight_OI, 1.0, false, Threads::Pool);
-            dx
-        });
-        if let Some(low) = &saved.low {
-            let (a_RI, b_OR) = (matrix(&low.a), matrix(&low.b));
-            let rank = a_RI.rows();
-            if let Some(node) = b_node {
-                let mut db = vec![0.0; outputs * rank];
-                let low_TR = Matrix::dense(&low.values, tokens, rank);
-                product(&mut db, dy_TO.transposed(), low_TR, low.scale, false, Threads::Pool);
-                grads.register::<Flex>(node.id, from_vec(db, [outputs, rank]));
-            }
-            if dx.is_some() || a_node.is_some() {
-                let mut dlow = vec![0.0; tokens * rank];
-                product(&mut dlow, dy_TO, b_OR, low.scale, false, Threads::Pool);
-                let dlow_TR = Matrix::dense(&dlow, tokens, rank);
-                if let Some(node) = a_node {
-                    let mut da = vec![0.0; rank * inputs];
-                    let dropped = low.dropout.map(|dropout| dropped(slice(&contiguous(saved.x().clone())), dropout));
-                    let x_TI = match &dropped {
-                        Some(dropped) => Matrix::dense(dropped, tokens, inputs),
-                        None => matrix(saved.x()),
-                    };
-                    product(&mut da, dlow_TR.transposed(), x_TI, 1.0, false, Threads::Pool);
-                    grads.register::<Flex>(node.id, from_vec(da, [rank, inputs]));
+/// The adapters' inputs after their down projections: in one product for all that see `x` as it is.
+fn lows(x: &FlexTensor, left: Option<&Left>, operands: &[[Operand; 5]], maps: &[Projection]) -> Vec<Option<Low>> {
+    let (x_TI, tokens) = (matrix(x), matrix(x).rows());
+    let plain = |map: &Projection| map.adapter.as_ref().is_some_and(|adapter| adapter.dropout.is_none());
+    let stacked: Vec<&FlexTensor> =
+        operands.iter().zip(maps).filter(|(_, map)| plain(map)).map(|(operands, _)| operands[3].data()).collect();
+    let width: usize = stacked.iter().map(|a| matrix(a).rows()).sum();
+    let shared = match stacked.as_slice() {
+        [] => Arc::new(Vec::new()),
+        [one] => Arc::new(down(x_TI, left, matrix(one))),
+        several => {
+            // Side by side they fill whole vectors, which the rank of one rarely does.
+            let all: Vec<f32> =
+                several.iter().flat_map(|a| crate::cpu::element::wide(&contiguous((*a).clone()))).collect();
+            Arc::new(down(x_TI, left, Matrix::dense(&all, width, x_TI.columns())))
+        }
+    };
+    let mut first = 0;
+    operands
+        .iter()
+        .zip(maps)
+        .map(|(operands, map)| {
+            let Adapter { scale, dropout, .. } = *map.adapter.as_ref()?;
+            let (a, b) = (operands[3].data().clone(), operands[4].data().clone());
+            let rank = matrix(&a).rows();
+            let (values, at, stride) = match dropout {
+                None => {
+                    first += rank;
+                    (shared.clone(), first - rank, width)
                 }
-                match (&mut dx, low.dropout) {
-                    (None, _) => {}
-                    (Some(dx), None) => product(dx, dlow_TR, a_RI, 1.0, true, Threads::Pool),
-                    (Some(dx), Some(dropout)) => {
-                        let mut through = vec![0.0; tokens * inputs];
-                        product(&mut through, dlow_TR, a_RI, 1.0, false, Threads::Pool);
-                        for_blocks(dx, 1, |first, block| {
-                            vector::add_dropped(block, &through[first..first + block.len()], dropout, first as u64);
-                        });
-                    }
+                Some(dropout) => {
+                    let dropped = dropped(&crate::cpu::element::wide(&contiguous(x.clone())), dropout);
+                    let dropped = Matrix::dense(&dropped, tokens, x_TI.columns());
+                    let precision = Precision::of(&[x_TI]);
+                    let left = left.map(|_| Left::pack(dropped, 1.0, precision, Threads::Pool));
+                    (Arc::new(down(dropped, left.as_ref(), matrix(&a))), 0, rank)
                 }
-            }
-        }
-        if let (Some(node), Some(dx)) = (x_node, dx) {
-            grads.register::<Flex>(node.id, from_vec(dx, [tokens, inputs]));
-        }
-        if let Some(node) = weight_node {
-            let mut dweight = vec![0.0; outputs * inputs];
-            product(&mut dweight, dy_TO.transposed(), matrix(saved.x()), 1.0, false, Threads::Pool);
-            grads.register::<Flex>(node.id, from_vec(dweight, [outputs, inputs]));
-        }
-        if let Some(node) = bias_node {
-            grads.register::<Flex>(node.id, from_vec(sum_rows(slice(&dy), outputs), [outputs]));
-        }
+            };
+            Some(Low { values, at, stride, tokens, a, b, scale, dropout })
+        })
+        .collect()
+}
+
+/// `x·Aᵀ` in f32.
+fn down(x: Matrix, left: Option<&Left>, a: Matrix) -> Vec<f32> {
+    match left {
+        Some(left) => new_sum_of_products(&[Term { left, right: a.transposed() }], None, 1.0, Threads::Pool),
+        None => finished_product(x, a.transposed(), None, |_| {}),
     }
 }

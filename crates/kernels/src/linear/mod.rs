@@ -1,8 +1,12 @@
-//! A linear map with an optional low-rank adapter beside it: `y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ`.
+//! Linear maps with an optional low-rank adapter beside each: `y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ`.
 //!
 //! The adapter is applied in its factored form (Hu et al., 2021, LoRA): neither `B·A` nor a gradient of `W`'s shape is
 //! ever formed for a frozen base.
 
+#[cfg(feature = "cpu")]
+mod backward;
+#[cfg(feature = "cpu")]
+mod fan_out;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -24,30 +28,52 @@ pub struct Adapter<const D: usize = 2> {
     pub dropout: Option<Dropout>,
 }
 
-/// `y = x·Wᵀ + b + scale·(drop(x)·Aᵀ)·Bᵀ`.
+/// One linear map.
+#[derive(Clone, Debug)]
+pub struct Projection {
+    /// `[out, in]`, as in checkpoints.
+    pub weight: Tensor<2>,
+    /// `[out]`.
+    pub bias: Option<Tensor<1>>,
+    /// `None` for the base alone.
+    pub adapter: Option<Adapter>,
+}
+
+/// `y_i = x·W_iᵀ + b_i + s_i·(drop_i(x)·A_iᵀ)·B_iᵀ` for several maps of one input, which is read once for all of them.
 ///
-/// `x` is `[T, in]`, `weight` `[out, in]` as in checkpoints, `bias` `[out]`; the result is `[T, out]`. An adapter of
-/// another dtype is cast to that of `x`; its gradients come back in its own.
+/// `x` is `[T, in]`, each result `[T, out_i]` in the dtype of `x`; the outputs' terms are summed in f32 and rounded once.
+/// Weights, biases and adapters may have another dtype: they are multiplied in that of `x`, and their gradients come back in
+/// their own.
 ///
-/// Kept for backward: `x`, `drop(x)·Aᵀ` and handles of the weights; for a frozen `weight` without an adapter, not even `x`.
-/// Frozen tensors get no gradient and cost no product.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<Adapter>) -> Tensor<2> {
+/// Kept for backward: `x`, `drop(x)·Aᵀ` in f32, and handles of the weights; for a frozen `weight` without an adapter, not
+/// even `x`. Frozen tensors get no gradient and cost no product.
+pub fn projections<const N: usize>(x: Tensor<2>, maps: [Projection; N]) -> [Tensor<2>; N] {
     let [tokens, inputs] = x.dims();
-    let [outputs, weight_inputs] = weight.dims();
-    assert_eq!(inputs, weight_inputs, "linear: x is [{tokens}, {inputs}], weight [{outputs}, {weight_inputs}]");
-    assert_eq!(x.dtype(), weight.dtype(), "linear: x and weight must have one dtype");
-    if let Some(adapter) = &adapter {
-        let ([rank, a_inputs], [b_outputs, b_rank]) = (adapter.a.dims(), adapter.b.dims());
-        assert!(
-            a_inputs == inputs && b_outputs == outputs && rank == b_rank,
-            "linear: adapter [{rank}, {a_inputs}] and [{b_outputs}, {b_rank}] on a weight [{outputs}, {inputs}]"
-        );
+    for Projection { weight, bias, adapter } in &maps {
+        let [outputs, weight_inputs] = weight.dims();
+        assert_eq!(inputs, weight_inputs, "linear: x is [{tokens}, {inputs}], weight [{outputs}, {weight_inputs}]");
+        if let Some(bias) = bias {
+            assert_eq!(bias.dims(), [outputs], "linear: a bias for {outputs} outputs");
+        }
+        if let Some(adapter) = adapter {
+            let ([rank, a_inputs], [b_outputs, b_rank]) = (adapter.a.dims(), adapter.b.dims());
+            assert!(
+                a_inputs == inputs && b_outputs == outputs && rank == b_rank,
+                "linear: adapter [{rank}, {a_inputs}] and [{b_outputs}, {b_rank}] on a weight [{outputs}, {inputs}]"
+            );
+        }
     }
     #[cfg(feature = "cpu")]
-    if let Some(y) = flex::linear(&x, &weight, bias.as_ref(), adapter.as_ref()) {
-        return y;
+    if let Some(outputs) = flex::projections(&x, &maps) {
+        return outputs;
     }
-    reference::linear(x, weight, bias, adapter)
+    maps.map(|map| reference::linear(x.clone(), map.weight, map.bias, map.adapter))
+}
+
+/// One map; see [`projections`].
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<Adapter>) -> Tensor<2> {
+    let [y] = projections(x, [Projection { weight, bias, adapter }]);
+    y
 }
 
 #[cfg(all(test, feature = "cpu"))]

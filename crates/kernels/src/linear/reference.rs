@@ -6,12 +6,12 @@ use super::Adapter;
 
 /// [`crate::linear`] in plain tensor operations.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<Adapter>) -> Tensor<2> {
-    let mut y = x.clone().matmul(weight.transpose());
+    let dtype = x.dtype();
+    let mut y = x.clone().matmul(weight.cast(dtype).transpose());
     if let Some(bias) = bias {
-        y = y + bias.unsqueeze();
+        y = y + bias.cast(dtype).unsqueeze();
     }
     let Some(Adapter { a, b, scale, dropout }) = adapter else { return y };
-    let dtype = x.dtype();
     let dropped = match dropout {
         Some(dropout) => {
             let mask = dropout.mask(x.dims(), &x.device().without_autodiff()).cast(dtype);

@@ -1,5 +1,7 @@
 //! The chunked head on the CPU: one buffer of logits, turned into their gradient in place.
 
+use std::marker::PhantomData;
+
 use burn::Tensor;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -9,16 +11,20 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::{HeadLoss, chunk_tokens, trained_rows};
+use crate::cpu::element::{Element, by_element, narrowed};
 use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
-use crate::cpu::product::{Matrix, Threads, product};
+use crate::cpu::product::{Matrix, Number, Threads, product};
 use crate::cpu::vector;
 
-/// `None` when an operand is not an f32 tensor on burn-flex, or the head a matrix with a reversed axis.
+/// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or the head a matrix with a reversed axis.
 pub(super) fn token_logp(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Option<Tensor<1>> {
-    let parents = [Operand::of(h)?, Operand::of(head)?];
-    let head = parents[1].data().clone();
-    Matrix::of(&head)?;
-    let pass = Pass::new(parents[0].contiguous(), head, targets);
+    let parents = [Operand::of_float(h)?, Operand::of_float(head)?];
+    Matrix::of(parents[1].data())?;
+    Some(by_element!(h.dtype(), E => forward::<E>(parents, targets)))
+}
+
+fn forward<E: Element + Number>(parents: [Operand; 2], targets: &[i32]) -> Tensor<1> {
+    let pass = Pass::<E>::new(parents[0].contiguous(), parents[1].data().clone(), targets);
     let mut logp = vec![0.0; targets.len()];
     let mut lse = Vec::with_capacity(pass.rows.len());
     pass.for_chunks(|chunk| {
@@ -36,7 +42,7 @@ pub(super) fn token_logp(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Op
         }
         lse.extend(sums);
     });
-    Some(record(Step, parents, from_vec(logp, [targets.len()]), || Saved { pass, lse }))
+    record(Step::<E>(PhantomData), parents, from_vec(logp, [targets.len()]), || Saved { pass, lse })
 }
 
 /// As [`token_logp`]; `wants_head` says whether the head's gradient is formed.
@@ -47,11 +53,16 @@ pub(super) fn head_loss(
     weights: &[f32],
     wants_head: bool,
 ) -> Option<HeadLoss> {
-    let head = Operand::of(head)?.data().clone();
+    let head = Operand::of_float(head)?.data().clone();
     Matrix::of(&head)?;
-    let pass = Pass::new(Operand::of(h)?.contiguous(), head, targets);
+    let h = Operand::of_float(h)?;
+    Some(by_element!(h.dtype(), E => loss::<E>(Pass::new(h.contiguous(), head, targets), weights, wants_head)))
+}
+
+fn loss<E: Element + Number>(pass: Pass<E>, weights: &[f32], wants_head: bool) -> HeadLoss {
     let vocabulary = pass.vocabulary();
-    let mut logp = vec![0.0; targets.len()];
+    let tokens = pass.h.layout().shape()[0];
+    let mut logp = vec![0.0; tokens];
     let mut sums = GradientSums::new(&pass, true, wants_head);
     pass.for_chunks(|chunk| {
         let rows = chunk.rows.par_iter().zip(chunk.targets).zip(chunk.logits.par_chunks_exact_mut(vocabulary));
@@ -70,44 +81,45 @@ pub(super) fn head_loss(
         sums.add(&pass, &chunk);
     });
     let (dh, dhead) = sums.into_tensors(&pass);
-    Some(HeadLoss {
-        logp: Tensor::from_primitive::<Flex>(from_vec(logp, [targets.len()])),
-        dh: Tensor::from_primitive::<Flex>(dh?),
+    HeadLoss {
+        logp: Tensor::from_primitive::<Flex>(from_vec(logp, [tokens])),
+        dh: Tensor::from_primitive::<Flex>(dh.expect("invariant: asked for")),
         dhead: dhead.map(Tensor::from_primitive::<Flex>),
-    })
+    }
 }
 
 /// The tokens with a target, and the two matrices.
 #[derive(Clone, Debug)]
-struct Pass {
+struct Pass<E> {
     h: FlexTensor,
     head: FlexTensor,
     rows: Vec<usize>,
     targets: Vec<usize>,
+    element: PhantomData<E>,
 }
 
 /// Some tokens with a target.
-struct Chunk<'a> {
+struct Chunk<'a, E> {
     rows: &'a [usize],
     targets: &'a [usize],
     /// Their rows of `h`, `[C, D]`.
-    h: &'a [f32],
+    h: &'a [E],
     /// `[C, V]`.
     logits: &'a mut [f32],
     /// Index of the first among all tokens with a target.
     first: usize,
 }
 
-impl Chunk<'_> {
+impl<E> Chunk<'_, E> {
     fn tokens(&self) -> impl Iterator<Item = (usize, usize)> {
         self.rows.iter().copied().zip(self.targets.iter().copied())
     }
 }
 
-impl Pass {
+impl<E: Element + Number> Pass<E> {
     fn new(h: FlexTensor, head: FlexTensor, targets: &[i32]) -> Self {
         let (rows, targets) = trained_rows(targets);
-        Self { h, head, rows, targets }
+        Self { h, head, rows, targets, element: PhantomData }
     }
 
     fn vocabulary(&self) -> usize {
@@ -123,18 +135,18 @@ impl Pass {
     }
 
     /// Calls `f` with the logits of one chunk after another.
-    fn for_chunks(&self, mut f: impl FnMut(Chunk)) {
-        let (size, vocabulary, h) = (self.size(), self.vocabulary(), slice(&self.h));
+    fn for_chunks(&self, mut f: impl FnMut(Chunk<'_, E>)) {
+        let (size, vocabulary, h) = (self.size(), self.vocabulary(), E::slice(&self.h));
         let most = chunk_tokens(vocabulary);
         let mut logits = vec![0.0; self.rows.len().min(most) * vocabulary];
-        let mut gathered = Vec::new();
+        let mut gathered: Vec<E> = Vec::new();
         for (index, (rows, targets)) in self.rows.chunks(most).zip(self.targets.chunks(most)).enumerate() {
             gathered.clear();
             for &row in rows {
                 gathered.extend_from_slice(&h[row * size..][..size]);
             }
             let logits = &mut logits[..rows.len() * vocabulary];
-            let h_CD = Matrix::dense(&gathered, rows.len(), size);
+            let h_CD = Matrix::first_of(E::elements(&gathered), rows.len(), size);
             product(logits, h_CD, self.head_VD().transposed(), 1.0, false, Threads::Pool);
             f(Chunk { rows, targets, h: &gathered, logits, first: index * most });
         }
@@ -142,58 +154,58 @@ impl Pass {
 }
 
 /// Gradients of `h` and of the head, as far as wanted, summed over chunks.
-struct GradientSums {
-    dh: Option<Vec<f32>>,
+struct GradientSums<E> {
+    dh: Option<Vec<E>>,
     dhead: Option<Vec<f32>>,
     rows: Vec<f32>,
 }
 
-impl GradientSums {
-    fn new(pass: &Pass, wants_h: bool, wants_head: bool) -> Self {
-        let zeros = |wanted: bool, len: usize| wanted.then(|| vec![0.0; len]);
-        let dh = zeros(wants_h, slice(&pass.h).len());
-        Self { dh, dhead: zeros(wants_head, pass.vocabulary() * pass.size()), rows: Vec::new() }
+impl<E: Element + Number> GradientSums<E> {
+    fn new(pass: &Pass<E>, wants_h: bool, wants_head: bool) -> Self {
+        let dh = wants_h.then(|| vec![E::default(); E::slice(&pass.h).len()]);
+        Self { dh, dhead: wants_head.then(|| vec![0.0; pass.vocabulary() * pass.size()]), rows: Vec::new() }
     }
 
     /// Adds a chunk whose logits have become their gradients.
-    fn add(&mut self, pass: &Pass, chunk: &Chunk) {
+    fn add(&mut self, pass: &Pass<E>, chunk: &Chunk<'_, E>) {
         let (tokens, size) = (chunk.rows.len(), pass.size());
         let dlogits_CV = Matrix::dense(chunk.logits, tokens, pass.vocabulary());
         if let Some(dh) = &mut self.dh {
             self.rows.resize(tokens * size, 0.0);
             product(&mut self.rows, dlogits_CV, pass.head_VD(), 1.0, false, Threads::Pool);
+            let mut wide = Vec::new();
             for (&row, values) in chunk.rows.iter().zip(self.rows.chunks_exact(size)) {
-                dh[row * size..][..size].copy_from_slice(values);
+                E::write(&mut dh[row * size..][..size], &mut wide, |row| row.copy_from_slice(values));
             }
         }
         if let Some(dhead) = &mut self.dhead {
-            let h_CD = Matrix::dense(chunk.h, tokens, size);
+            let h_CD = Matrix::first_of(E::elements(chunk.h), tokens, size);
             product(dhead, dlogits_CV.transposed(), h_CD, 1.0, true, Threads::Pool);
         }
     }
 
-    fn into_tensors(self, pass: &Pass) -> (Option<FlexTensor>, Option<FlexTensor>) {
-        let dh = self.dh.map(|dh| from_vec(dh, pass.h.layout().shape().clone()));
-        let dhead = self.dhead.map(|dhead| from_vec(dhead, [pass.vocabulary(), pass.size()]));
+    fn into_tensors(self, pass: &Pass<E>) -> (Option<FlexTensor>, Option<FlexTensor>) {
+        let dh = self.dh.map(|dh| E::tensor(dh, pass.h.layout().shape().clone()));
+        let dhead = self.dhead.map(|dhead| narrowed(dhead, [pass.vocabulary(), pass.size()], pass.head.dtype()));
         (dh, dhead)
     }
 }
 
 #[derive(Debug)]
-struct Step;
+struct Step<E>(PhantomData<E>);
 
 #[derive(Clone, Debug)]
-struct Saved {
-    pass: Pass,
+struct Saved<E> {
+    pass: Pass<E>,
     /// Log-sum-exp of each token with a target.
     lse: Vec<f32>,
 }
 
-impl Backward<Flex, 2> for Step {
-    type State = Saved;
+impl<E: Element + Number> Backward<Flex, 2> for Step<E> {
+    type State = Saved<E>;
 
     /// `dlogits = g·(onehot - softmax)`, from logits formed again.
-    fn backward(self, ops: Ops<Saved, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Saved<E>, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = contiguous(grads.consume::<Flex>(&ops.node));
         let (upstream, Saved { pass, lse }) = (slice(&upstream), &ops.state);
         let vocabulary = pass.vocabulary();
