@@ -7,11 +7,14 @@
 //! |---|---|
 //! | `mod.rs` | the public function: shapes, formula, what is kept for the backward pass |
 //! | `reference.rs` | plain tensor operations: the oracle, and the form for every device without an own one |
-//! | `flex.rs` | the CPU form for f32 tensors on burn-flex: vectorised, threaded, hand-written backward |
+//! | `flex.rs` | the CPU form for tensors on burn-flex: vectorised, threaded, hand-written backward |
 //!
 //! Letters in shapes: `T` tokens of all sequences on one flat axis, `N` query heads, `K` key/value heads, `d` head
 //! size, `D` hidden size, `V` vocabulary, `r` adapter rank; in linear attention `C` channels of the convolution, `K` key
 //! heads of size `dk`, `H` value heads of size `dv`.
+//!
+//! Where a CPU form takes bf16 tensors, arithmetic is f32 and each result is rounded once; statistics kept for backward and
+//! gradients of f32 weights stay f32.
 //!
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]

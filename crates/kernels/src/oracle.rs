@@ -36,11 +36,50 @@ impl Random {
 
     /// The same, but a view: the two last axes swapped, cut out of something larger.
     pub(crate) fn view<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
+        self.view_of(shape, DType::F32)
+    }
+
+    /// A bf16 tensor, or a view.
+    pub(crate) fn narrow<const D: usize>(&mut self, shape: [usize; D], strided: bool) -> Tensor<D> {
+        if strided { self.view_of(shape, DType::BF16) } else { self.tensor(shape).cast(DType::BF16) }
+    }
+
+    fn view_of<const D: usize>(&mut self, shape: [usize; D], dtype: DType) -> Tensor<D> {
+        if shape.contains(&0) {
+            return self.tensor(shape).cast(dtype);
+        }
         let mut outer = shape;
         outer.swap(D - 2, D - 1);
         outer[D - 2] += 3;
         outer[D - 1] += 2;
-        self.tensor(outer).narrow(D - 2, 1, shape[D - 1]).narrow(D - 1, 2, shape[D - 2]).swap_dims(D - 2, D - 1)
+        let outer = self.tensor(outer).cast(dtype);
+        outer.narrow(D - 2, 1, shape[D - 1]).narrow(D - 1, 2, shape[D - 2]).swap_dims(D - 2, D - 1)
+    }
+}
+
+/// The same numbers in f32, for the oracle of a bf16 form.
+pub(crate) fn wide<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone().inner().cast(DType::F32)
+}
+
+/// That a bf16 result is the f32 one, rounded: a bf16 has 8 significant bits, so the nearest is within 2⁻⁸ of the number.
+/// Beside that both may differ as two f32 forms do, by 1e-5 of the largest number.
+#[track_caller]
+pub(crate) fn assert_rounded<const D: usize>(actual: &Tensor<D>, exact: &Tensor<D>, what: &str) {
+    assert_nearly_rounded(actual, exact, 1e-5, what);
+}
+
+/// The same where the result also comes from a number that was kept in bf16: `kept` is what that may change, as a part of
+/// the largest number.
+#[track_caller]
+pub(crate) fn assert_nearly_rounded<const D: usize>(actual: &Tensor<D>, exact: &Tensor<D>, kept: f64, what: &str) {
+    assert_eq!(actual.dtype(), DType::BF16, "{what}");
+    assert_eq!(actual.dims(), exact.dims(), "{what}");
+    let (actual, exact) = (values(actual), values(exact));
+    let largest = exact.iter().fold(1e-6_f64, |largest, value| largest.max(value.abs()));
+    for (index, (actual, exact)) in actual.iter().zip(&exact).enumerate() {
+        let bound = exact.abs() / 256.0 + kept * largest;
+        assert!((actual - exact).abs() <= bound, "{what} at {index}: {actual} for {exact}, largest {largest}");
     }
 }
 
@@ -69,8 +108,10 @@ pub(crate) fn assert_close<const D: usize>(actual: &Tensor<D>, expected: &Tensor
 #[track_caller]
 pub(crate) fn assert_same_bits<const D: usize>(one: &Tensor<D>, two: &Tensor<D>, what: &str) {
     let bits = |t: &Tensor<D>| -> Vec<u32> {
-        t.clone().inner().into_data().try_to_vec::<f32>().unwrap().iter().map(|value| value.to_bits()).collect()
+        let wide = t.clone().inner().cast(DType::F32).into_data().try_to_vec::<f32>().unwrap();
+        wide.iter().map(|value| value.to_bits()).collect()
     };
+    assert_eq!(one.dtype(), two.dtype(), "{what}");
     assert!(bits(one) == bits(two), "{what} differs in its bits");
 }
 

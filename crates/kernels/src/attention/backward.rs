@@ -1,5 +1,6 @@
 //! Gradients of attention on the CPU: weights formed again, block by block, from the kept log-sum-exp.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,15 +11,16 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::flex::{Block, Layout, Scratch};
+use super::flex::{Block, Layout, Scratch, Wide};
 use crate::Segments;
-use crate::cpu::operand::{contiguous, from_vec, slice};
+use crate::cpu::element::Element;
+use crate::cpu::operand::contiguous;
 use crate::cpu::product::{Matrix, Threads, product};
-use crate::cpu::rows::{add, for_blocks};
+use crate::cpu::rows::{add, filled};
 use crate::cpu::vector;
 
 #[derive(Debug)]
-pub(super) struct Step;
+pub(super) struct Step<E>(pub(super) PhantomData<E>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
@@ -41,7 +43,7 @@ struct Strip {
     kv_head: usize,
 }
 
-/// Gradients of a strip.
+/// Gradients of a strip, in f32 until those of all strips are added.
 struct StripGradients {
     strip: Strip,
     /// Of its queries, `[queries, group, d]`.
@@ -58,29 +60,29 @@ const STRIPS: usize = 4;
 /// Queries of a strip, at least.
 const STRIP_ROWS: usize = 256;
 
-impl Backward<Flex, 3> for Step {
+impl<E: Element> Backward<Flex, 3> for Step<E> {
     type State = Saved;
 
     fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dout = contiguous(grads.consume::<Flex>(&ops.node));
         let saved = &ops.state;
-        let gradients = |scratch: &mut Scratch, strip| saved.strip_gradients(strip, slice(&dout), scratch);
-        let strips: Vec<StripGradients> =
-            saved.strips().into_par_iter().map_init(Scratch::default, gradients).collect();
+        let init = || <(Scratch, Wide)>::default();
+        let gradients = |scratch: &mut (Scratch, Wide), strip| saved.strip_gradients(strip, E::slice(&dout), scratch);
+        let strips: Vec<StripGradients> = saved.strips().into_par_iter().map_init(init, gradients).collect();
         let Layout { heads, kv_heads, size, .. } = saved.layout;
         let tokens = saved.q.layout().shape()[0];
         let [q_node, k_node, v_node] = ops.parents;
         if let Some(node) = q_node {
-            let dq = saved.scatter(&strips, tokens, heads, |strip| (strip.strip.queries.start, &strip.dq));
-            grads.register::<Flex>(node.id, from_vec(dq, [tokens, heads, size]));
+            let dq = saved.scatter::<E>(&strips, tokens, heads, |strip| (strip.strip.queries.start, &strip.dq));
+            grads.register::<Flex>(node.id, E::tensor(dq, [tokens, heads, size]));
         }
         if let Some(node) = k_node {
-            let dk = saved.scatter(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dk));
-            grads.register::<Flex>(node.id, from_vec(dk, [tokens, kv_heads, size]));
+            let dk = saved.scatter::<E>(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dk));
+            grads.register::<Flex>(node.id, E::tensor(dk, [tokens, kv_heads, size]));
         }
         if let Some(node) = v_node {
-            let dv = saved.scatter(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dv));
-            grads.register::<Flex>(node.id, from_vec(dv, [tokens, kv_heads, size]));
+            let dv = saved.scatter::<E>(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dv));
+            grads.register::<Flex>(node.id, E::tensor(dv, [tokens, kv_heads, size]));
         }
     }
 }
@@ -101,7 +103,12 @@ impl Saved {
 
     /// With `p = exp(s - lse)` and `delta = Σ dout·out`: `dv += pᵀ·dout`, `ds = p ⊙ (dout·vᵀ - delta)`,
     /// `dq = scale·ds·k`, `dk += dsᵀ·(scale·q)`.
-    fn strip_gradients(&self, strip: Strip, dout: &[f32], scratch: &mut Scratch) -> StripGradients {
+    fn strip_gradients<E: Element>(
+        &self,
+        strip: Strip,
+        dout: &[E],
+        (scratch, wide): &mut (Scratch, Wide),
+    ) -> StripGradients {
         let layout = self.layout;
         let (group, size, kv_head) = (layout.group(), layout.size, strip.kv_head);
         let blocks = layout.blocks(strip.start, strip.len, strip.queries.clone());
@@ -111,13 +118,15 @@ impl Saved {
         let (mut dk, mut dv) = (vec![0.0; keys * size], vec![0.0; keys * size]);
         for block in blocks {
             let (rows, columns) = (block.rows(), block.keys());
-            layout.score(block, kv_head, &self.q, &self.k, scratch);
+            let key_rows = layout.head::<E>(&self.k, block, kv_head, &mut wide.k);
+            let value_rows = layout.head::<E>(&self.v, block, kv_head, &mut wide.v);
+            layout.score(block, kv_head, E::slice(&self.q), key_rows, scratch);
             layout.gather(&mut scratch.dout, dout, block, kv_head, 1.0);
             let dout_RD = Matrix::dense(&scratch.dout, group * rows, size);
             scratch.dscores.resize(group * rows * columns, 0.0);
-            let values = layout.head(&self.v, block, kv_head);
-            product(&mut scratch.dscores, dout_RD, values.transposed(), 1.0, false, Threads::Caller);
-            self.softmax_backward(block, kv_head, &scratch.dout, &mut scratch.scores, &mut scratch.dscores);
+            product(&mut scratch.dscores, dout_RD, value_rows.transposed(), 1.0, false, Threads::Caller);
+            self.softmax_backward::<E>(block, kv_head, scratch, &mut wide.out);
+            let dout_RD = Matrix::dense(&scratch.dout, group * rows, size);
 
             let seen = (block.from - first_key) * size..(block.end - first_key) * size;
             let weights = Matrix::dense(&scratch.scores, group * rows, columns);
@@ -126,8 +135,7 @@ impl Saved {
             let q_RD = Matrix::dense(&scratch.q, group * rows, size);
             product(&mut dk[seen], dscores_RK.transposed(), q_RD, 1.0, true, Threads::Caller);
             scratch.out.resize(group * rows * size, 0.0);
-            let keys = layout.head(&self.k, block, kv_head);
-            product(&mut scratch.out, dscores_RK, keys, layout.scale, false, Threads::Caller);
+            product(&mut scratch.out, dscores_RK, key_rows, layout.scale, false, Threads::Caller);
             for (row, values) in scratch.out.chunks_exact(size).enumerate() {
                 let query = block.first - strip.queries.start + row % rows;
                 dq[(query * group + row / rows) * size..][..size].copy_from_slice(values);
@@ -137,21 +145,20 @@ impl Saved {
     }
 
     /// Turns scores into weights and their upstream gradients into those of the scores.
-    fn softmax_backward(
+    fn softmax_backward<E: Element>(
         &self,
         block: Block,
         kv_head: usize,
-        dout_rows: &[f32],
-        scores: &mut [f32],
-        dscores: &mut [f32],
+        scratch: &mut Scratch,
+        wide_out: &mut Vec<f32>,
     ) {
         let Layout { heads, size, .. } = self.layout;
-        let (rows, columns, out) = (block.rows(), block.keys(), slice(&self.out));
-        let of_rows = scores.chunks_exact_mut(columns).zip(dscores.chunks_exact_mut(columns));
-        for ((row, (weights, dweights)), dout) in of_rows.enumerate().zip(dout_rows.chunks_exact(size)) {
+        let (rows, columns, out) = (block.rows(), block.keys(), E::slice(&self.out));
+        let of_rows = scratch.scores.chunks_exact_mut(columns).zip(scratch.dscores.chunks_exact_mut(columns));
+        for ((row, (weights, dweights)), dout) in of_rows.enumerate().zip(scratch.dout.chunks_exact(size)) {
             let token = block.start + block.first + row % rows;
             let place = token * heads + kv_head * self.layout.group() + row / rows;
-            let delta = vector::dot(dout, &out[place * size..][..size]);
+            let delta = vector::dot(dout, E::read(&out[place * size..][..size], wide_out));
             let visible = self.layout.visible(block, row % rows);
             for hidden in [0..visible.start, visible.end..columns] {
                 weights[hidden.clone()].fill(0.0);
@@ -163,28 +170,29 @@ impl Saved {
     }
 
     /// Adds the parts of all strips into a `[T, heads, d]` tensor, in the order of the strips.
-    fn scatter<'a>(
+    fn scatter<'a, E: Element>(
         &self,
         strips: &'a [StripGradients],
         tokens: usize,
         heads: usize,
         part: impl Fn(&'a StripGradients) -> (usize, &'a Vec<f32>) + Sync,
-    ) -> Vec<f32> {
+    ) -> Vec<E> {
         let (size, width) = (self.layout.size, heads * self.layout.size);
         let share = heads / self.layout.kv_heads * size;
-        let mut sum = vec![0.0; tokens * width];
-        for_blocks(&mut sum, width, |first_token, block| {
+        filled(tokens * width, width, |first_token, block: &mut [E]| {
             let end_token = first_token + block.len() / width;
-            for strip in strips {
-                let (first, values) = part(strip);
-                let start = strip.strip.start + first;
-                let tokens = start.max(first_token)..(start + values.len() / share).min(end_token);
-                for token in tokens {
-                    let target = (token - first_token) * width + strip.strip.kv_head * share;
-                    add(&mut block[target..][..share], &values[(token - start) * share..][..share]);
+            E::write(block, &mut Vec::new(), |block| {
+                block.fill(0.0);
+                for strip in strips {
+                    let (first, values) = part(strip);
+                    let start = strip.strip.start + first;
+                    let tokens = start.max(first_token)..(start + values.len() / share).min(end_token);
+                    for token in tokens {
+                        let target = (token - first_token) * width + strip.strip.kv_head * share;
+                        add(&mut block[target..][..share], &values[(token - start) * share..][..share]);
+                    }
                 }
-            }
-        });
-        sum
+            });
+        })
     }
 }

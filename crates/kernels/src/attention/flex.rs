@@ -1,5 +1,6 @@
 //! Attention on the CPU in blocks of queries: no score outlives its block, no key or value is repeated or copied.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::Tensor;
@@ -8,11 +9,16 @@ use rayon::prelude::*;
 
 use super::backward::{Saved, Step};
 use crate::Segments;
-use crate::cpu::operand::{Operand, from_vec, record, slice};
+use crate::cpu::columns::Columns;
+use crate::cpu::element::{Element, by_element};
+use crate::cpu::operand::{Operand, record};
 use crate::cpu::product::{Matrix, Threads, product};
 use crate::cpu::vector;
 
-/// `None` when an operand is not an f32 tensor on burn-flex.
+/// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or they differ in their type.
+///
+/// Of bf16 operands the keys and values of a block are widened for it, a small part of the work of its products; scores,
+/// weights and sums are f32, and only the output is rounded.
 pub(super) fn attention(
     q: &Tensor<3>,
     k: &Tensor<3>,
@@ -21,12 +27,20 @@ pub(super) fn attention(
     scale: f32,
     window: Option<usize>,
 ) -> Option<Tensor<3>> {
-    let ([tokens, heads, size], [_, kv_heads, _]) = (q.dims(), k.dims());
+    let ([_, heads, size], [_, kv_heads, _]) = (q.dims(), k.dims());
+    if k.dtype() != q.dtype() || v.dtype() != q.dtype() {
+        return None;
+    }
     let layout = Layout { heads, kv_heads, size, scale, window };
-    let parents = [Operand::of(q)?, Operand::of(k)?, Operand::of(v)?];
-    let [q, k, v] = parents.each_ref().map(Operand::contiguous);
+    let parents = [Operand::of_float(q)?, Operand::of_float(k)?, Operand::of_float(v)?];
+    Some(by_element!(q.dtype(), E => forward::<E>(parents, segments, layout)))
+}
 
-    let (mut out, mut lse) = (vec![0.0; tokens * heads * size], vec![0.0; tokens * heads]);
+fn forward<E: Element>(parents: [Operand; 3], segments: &Arc<Segments>, layout: Layout) -> Tensor<3> {
+    let [q, k, v] = parents.each_ref().map(Operand::contiguous);
+    let Layout { heads, kv_heads, size, .. } = layout;
+    let tokens = segments.tokens();
+    let (mut out, mut lse) = (vec![E::default(); tokens * heads * size], vec![0.0; tokens * heads]);
     let (mut rest_out, mut rest_lse) = (out.as_mut_slice(), lse.as_mut_slice());
     let mut blocks = Vec::new();
     for block in segments.iter().flat_map(|(start, len)| layout.blocks(start, len, 0..len)) {
@@ -35,14 +49,16 @@ pub(super) fn attention(
         (rest_out, rest_lse) = (after_out, after_lse);
         blocks.push((block, block_out, block_lse));
     }
-    blocks.into_par_iter().for_each_init(Scratch::default, |scratch, (block, out, lse)| {
+    let init = || <(Scratch, Wide)>::default();
+    blocks.into_par_iter().for_each_init(init, |(scratch, wide), (block, out, lse)| {
         for kv_head in 0..kv_heads {
-            layout.attend(block, kv_head, [&q, &k, &v], scratch, out, lse);
+            layout.attend::<E>(block, kv_head, [&q, &k, &v], (scratch, wide), out, lse);
         }
     });
-    let out = from_vec(out, [tokens, heads, size]);
+    let out = E::tensor(out, [tokens, heads, size]);
     let saved_out = out.clone();
-    Some(record(Step, parents, out, || Saved { q, k, v, out: saved_out, lse, segments: segments.clone(), layout }))
+    let segments = segments.clone();
+    record(Step::<E>(PhantomData), parents, out, || Saved { q, k, v, out: saved_out, lse, segments, layout })
 }
 
 /// Sizes and the rule of visibility.
@@ -90,6 +106,14 @@ pub(super) struct Scratch {
     pub(super) dscores: Vec<f32>,
 }
 
+/// Rows of operands in f32 where they are not held so: keys and values of a block, one row of the output.
+#[derive(Debug, Default)]
+pub(super) struct Wide {
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    pub(super) out: Vec<f32>,
+}
+
 /// Scores held by a task, at most, unless a sequence is very long: half of a common second-level cache.
 const BLOCK_SCORES: usize = 128 * 1024;
 /// Queries of a block, at most: half a block of the scores on the diagonal is computed in vain.
@@ -118,45 +142,56 @@ impl Layout {
         oldest - block.from..query + 1 - block.from
     }
 
-    /// The keys or values of a block for one head, where they lie.
-    pub(super) fn head<'a>(&self, tensor: &'a FlexTensor, block: Block, kv_head: usize) -> Matrix<'a> {
-        let stride = self.kv_heads * self.size;
-        let first = (block.start + block.from) * stride + kv_head * self.size;
-        Matrix::strided(&slice(tensor)[first..], block.keys(), self.size, stride)
+    /// The keys or values of a block for one head in f32: where they lie, or widened into `buffer`.
+    pub(super) fn head<'a, E: Element>(
+        &self,
+        tensor: &'a FlexTensor,
+        block: Block,
+        kv_head: usize,
+        buffer: &'a mut Vec<f32>,
+    ) -> Matrix<'a> {
+        let columns = Columns::of(tensor).part(kv_head, self.kv_heads);
+        E::rows(columns, block.start + block.from..block.start + block.end, buffer).matrix(block.keys())
     }
 
     /// Gathers the rows of a block and group from a `[T, N, d]` tensor, times `factor`.
-    pub(super) fn gather(&self, rows: &mut Vec<f32>, source: &[f32], block: Block, kv_head: usize, factor: f32) {
+    pub(super) fn gather<E: Element>(
+        &self,
+        rows: &mut Vec<f32>,
+        source: &[E],
+        block: Block,
+        kv_head: usize,
+        factor: f32,
+    ) {
         rows.clear();
         for head in kv_head * self.group()..(kv_head + 1) * self.group() {
             for token in block.start + block.first..block.start + block.end {
                 let row = &source[(token * self.heads + head) * self.size..][..self.size];
-                rows.extend(row.iter().map(|value| value * factor));
+                rows.extend(row.iter().map(|value| value.wide() * factor));
             }
         }
     }
 
     /// Fills `scratch.q` and `scratch.scores` for a block and group; nothing is masked yet.
-    pub(super) fn score(&self, block: Block, kv_head: usize, q: &FlexTensor, k: &FlexTensor, scratch: &mut Scratch) {
-        self.gather(&mut scratch.q, slice(q), block, kv_head, self.scale);
+    pub(super) fn score<E: Element>(&self, block: Block, kv_head: usize, q: &[E], keys: Matrix, scratch: &mut Scratch) {
+        self.gather(&mut scratch.q, q, block, kv_head, self.scale);
         let rows = self.group() * block.rows();
         scratch.scores.resize(rows * block.keys(), 0.0);
         let q_RD = Matrix::dense(&scratch.q, rows, self.size);
-        let keys = self.head(k, block, kv_head).transposed();
-        product(&mut scratch.scores, q_RD, keys, 1.0, false, Threads::Caller);
+        product(&mut scratch.scores, q_RD, keys.transposed(), 1.0, false, Threads::Caller);
     }
 
     /// Writes the output and log-sum-exp of a block and group into the block's rows.
-    fn attend(
+    fn attend<E: Element>(
         &self,
         block: Block,
         kv_head: usize,
         [q, k, v]: [&FlexTensor; 3],
-        scratch: &mut Scratch,
-        out: &mut [f32],
+        (scratch, wide): (&mut Scratch, &mut Wide),
+        out: &mut [E],
         lse: &mut [f32],
     ) {
-        self.score(block, kv_head, q, k, scratch);
+        self.score(block, kv_head, E::slice(q), self.head::<E>(k, block, kv_head, &mut wide.k), scratch);
         let (group, rows, keys) = (self.group(), block.rows(), block.keys());
         let place = |row: usize| (row % rows) * self.heads + kv_head * group + row / rows;
         let mut sums = Vec::with_capacity(group * rows);
@@ -172,13 +207,12 @@ impl Layout {
         }
         scratch.out.resize(group * rows * self.size, 0.0);
         let weights = Matrix::dense(&scratch.scores, group * rows, keys);
-        product(&mut scratch.out, weights, self.head(v, block, kv_head), 1.0, false, Threads::Caller);
+        let values = self.head::<E>(v, block, kv_head, &mut wide.v);
+        product(&mut scratch.out, weights, values, 1.0, false, Threads::Caller);
         for ((row, sum), values) in sums.iter().enumerate().zip(scratch.out.chunks_exact(self.size)) {
             let target = &mut out[place(row) * self.size..][..self.size];
             let share = 1.0 / sum;
-            for (target, value) in target.iter_mut().zip(values) {
-                *target = value * share;
-            }
+            E::write(target, &mut wide.out, |target| vector::scaled(target, values, share));
         }
     }
 }

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::oracle::{Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_threads};
+use crate::oracle::{
+    Random, assert_close, assert_nearly_rounded, assert_rounded, assert_same_bits, backward, double,
+    finite_differences, leaf, on_threads, wide,
+};
 
 /// Segment lengths, query heads, key heads, head size, window.
 type Case = (&'static [usize], usize, usize, usize, Option<usize>);
@@ -111,6 +114,53 @@ fn thread_count_does_not_change_a_bit() {
     let run = |threads| {
         on_threads(threads, || {
             let leaves = plain.each_ref().map(leaf);
+            let [q, k, v] = leaves.clone();
+            let y = attention(q, k, v, &segments, 0.2, None);
+            let grads = backward(&y, &upstream);
+            let [dq, dk, dv] = leaves.map(|leaf| leaf.grad(&grads).unwrap());
+            [y.inner(), dq, dk, dv]
+        })
+    };
+    for (one, three) in run(1).iter().zip(&run(3)) {
+        assert_same_bits(one, three, "an output or gradient");
+    }
+}
+
+/// Gradients come from the kept output too, which was rounded: `Σ dout·out` is off by at most 2⁻⁸ of `Σ |dout·out|`.
+#[test]
+fn bf16_is_f32_rounded() {
+    let mut random = Random::new(6);
+    for &(lens, heads, kv_heads, size, window) in CASES {
+        for strided in [false, true] {
+            let segments = Segments::packed(lens);
+            let mut draw = |heads| random.narrow([segments.tokens(), heads, size], strided);
+            let plain = [draw(heads), draw(kv_heads), draw(kv_heads)];
+            let upstream = draw(heads);
+            let scale = 2.0 / (size as f32).sqrt();
+            let (fast, exact) = (plain.each_ref().map(leaf), plain.each_ref().map(|t| leaf(&wide(t))));
+            let [q, k, v] = fast.clone();
+            let y = attention(q, k, v, &segments, scale, window);
+            let [q, k, v] = exact.clone();
+            let expected = reference::attention(q, k, v, &segments, scale, window);
+            let case = format!("{lens:?} {heads}/{kv_heads} x {size}, window {window:?}, strided {strided}");
+            assert_rounded(&y, &expected, &case);
+            let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
+            for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+                let (grad, exact) = (fast[index].grad(&grads).unwrap(), exact[index].grad(&exact_grads).unwrap());
+                assert_nearly_rounded(&grad, &exact, 1.0 / 256.0, &format!("{name} of {case}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn thread_count_does_not_change_a_bit_of_bf16() {
+    let mut random = Random::new(7);
+    let [q, k, v, upstream] = [4, 2, 2, 4].map(|heads| random.narrow([400, heads, 32], false));
+    let segments = Segments::packed(&[300, 100]);
+    let run = |threads| {
+        on_threads(threads, || {
+            let leaves = [&q, &k, &v].map(leaf);
             let [q, k, v] = leaves.clone();
             let y = attention(q, k, v, &segments, 0.2, None);
             let grads = backward(&y, &upstream);

@@ -13,7 +13,8 @@ use crate::Segments;
 /// `y[t] = silu(bias + Σ_j weight[:, j] ⊙ x[t - (K-1) + j])` along each segment, with zeros before its first token: the last
 /// column of the weight meets the token itself.
 ///
-/// `x` is `[T, C]`, `weight` `[C, K]` (checkpoints hold `[C, 1, K]`), `bias` `[C]`.
+/// `x` is `[T, C]`, `weight` `[C, K]` (checkpoints hold `[C, 1, K]`), `bias` `[C]`. Computed in f32, whatever `x` is; weight and
+/// bias may be f32 beside a narrower `x`.
 ///
 /// Kept for backward: `x`, and handles of `weight` and `bias`; the sum before the activation is formed again.
 pub fn causal_conv(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, segments: &Arc<Segments>) -> Tensor<2> {

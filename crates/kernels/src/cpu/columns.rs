@@ -6,21 +6,38 @@ use std::marker::PhantomData;
 
 use burn_flex::FlexTensor;
 
+use super::element::Element;
+use super::product::Matrix;
+
 /// Rows of `width` neighbouring elements, `stride` apart.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Columns<'a> {
-    data: &'a [f32],
+pub(crate) struct Columns<'a, E = f32> {
+    data: &'a [E],
     width: usize,
     stride: usize,
 }
 
-impl<'a> Columns<'a> {
+impl<'a, E: Element> Columns<'a, E> {
     /// The tensor as a matrix: first axis by all others, which must lie densely; see [`rowwise`].
     pub(crate) fn of(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
         let width = layout.shape().iter().skip(1).product();
         let stride = usize::try_from(layout.strides()[0]).expect("invariant: made rowwise");
-        Self { data: &tensor.storage::<f32>()[layout.start_offset()..], width, stride }
+        Self { data: &E::storage(tensor)[layout.start_offset()..], width, stride }
+    }
+
+    /// All columns of a matrix in C order.
+    pub(crate) fn dense(data: &'a [E], width: usize) -> Self {
+        Self { data, width, stride: width }
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Without the rows before `first`.
+    pub(crate) fn from_row(self, first: usize) -> Self {
+        Self { data: self.data.get(first * self.stride..).unwrap_or_default(), ..self }
     }
 
     /// Part `index` of `parts` equal ones.
@@ -29,8 +46,15 @@ impl<'a> Columns<'a> {
         Self { data: self.data.get(index * width..).unwrap_or_default(), width, ..self }
     }
 
-    pub(crate) fn row(self, row: usize) -> &'a [f32] {
+    pub(crate) fn row(self, row: usize) -> &'a [E] {
         &self.data[row * self.stride..][..self.width]
+    }
+}
+
+impl<'a> Columns<'a> {
+    /// The first `rows` of them.
+    pub(crate) fn matrix(self, rows: usize) -> Matrix<'a> {
+        Matrix::strided(self.data, rows, self.width, self.stride)
     }
 }
 
@@ -50,20 +74,20 @@ pub(crate) fn rowwise(tensor: FlexTensor) -> FlexTensor {
 
 /// Rows of `width` neighbouring elements, `stride` apart, to write to.
 #[derive(Debug)]
-pub(crate) struct ColumnsMut<'a> {
-    first: *mut f32,
+pub(crate) struct ColumnsMut<'a, E = f32> {
+    first: *mut E,
     rows: usize,
     width: usize,
     stride: usize,
-    owner: PhantomData<&'a mut [f32]>,
+    owner: PhantomData<&'a mut [E]>,
 }
 
-// SAFETY: it stands for elements that nothing else can reach while it lives, like a `&mut [f32]`.
-unsafe impl Send for ColumnsMut<'_> {}
+// SAFETY: it stands for elements that nothing else can reach while it lives, like a `&mut [E]`.
+unsafe impl<E: Send> Send for ColumnsMut<'_, E> {}
 
-impl<'a> ColumnsMut<'a> {
+impl<'a, E> ColumnsMut<'a, E> {
     /// `parts` equal parts of the columns of a dense matrix.
-    pub(crate) fn split(matrix: &'a mut [f32], rows: usize, parts: usize) -> impl Iterator<Item = Self> + use<'a> {
+    pub(crate) fn split(matrix: &'a mut [E], rows: usize, parts: usize) -> impl Iterator<Item = Self> + use<'a, E> {
         let width = matrix.len().checked_div(rows * parts).unwrap_or(0);
         let stride = width * parts;
         assert_eq!(matrix.len(), rows * stride, "columns: equal parts");
@@ -75,7 +99,7 @@ impl<'a> ColumnsMut<'a> {
         })
     }
 
-    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, row: usize) -> &mut [E] {
         assert!(row < self.rows, "columns: row {row} of {}", self.rows);
         // SAFETY: the row lies in the matrix borrowed for 'a, and no other part of `split` covers these columns; the borrow
         // of `self` keeps rows from overlapping in time.

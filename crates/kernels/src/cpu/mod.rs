@@ -2,6 +2,7 @@
 //! backward steps in Burn's autodiff.
 
 pub(crate) mod columns;
+pub(crate) mod element;
 pub(crate) mod operand;
 pub(crate) mod product;
 pub(crate) mod rows;

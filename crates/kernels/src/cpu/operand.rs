@@ -11,11 +11,11 @@ use burn_flex::{FlexTensor, Layout};
 pub(crate) type Tape = Autodiff<Flex, NoCheckpointing>;
 type Taped = <Tape as BackendTypes>::FloatTensorPrimitive;
 
-/// An f32 tensor on burn-flex, and its place on the tape if it has one.
-#[derive(Clone, Debug)]
+/// An f32 or bf16 tensor on burn-flex, and its place on the tape if it has one.
+#[derive(Debug)]
 pub(crate) struct Operand {
     data: FlexTensor,
-    taped: Option<Taped>,
+    node: Option<NodeGuard>,
     autodiff: bool,
 }
 
@@ -23,18 +23,22 @@ impl Operand {
     /// `None` when the tensor lives elsewhere, has another dtype or another checkpointing strategy: the caller then takes
     /// the reference form.
     pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        if tensor.dtype() != DType::F32 {
+        if tensor.dtype() == DType::F32 { Self::of_float(tensor) } else { None }
+    }
+
+    /// The same of an f32 or bf16 tensor, for forms written for any [`super::element::Element`].
+    pub(crate) fn of_float<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        if !matches!(tensor.dtype(), DType::F32 | DType::BF16) {
             return None;
         }
         match tensor.gradient_checkpointing_strategy() {
             None => {
                 let data = tensor.clone().try_into_primitive::<Flex>().ok()?;
-                Some(Self { data, taped: None, autodiff: false })
+                Some(Self { data, node: None, autodiff: false })
             }
             Some(GradientCheckpointingStrategy::Disabled) => {
-                let taped = tensor.clone().try_into_primitive::<Tape>().ok()?;
-                let data = taped.primitive().clone();
-                Some(Self { data, taped: tensor.is_tracked().then_some(taped), autodiff: true })
+                let (data, node) = tensor.clone().try_into_primitive::<Tape>().ok()?.into_parts();
+                Some(Self { data, node: tensor.is_tracked().then_some(node), autodiff: true })
             }
             Some(_) => None,
         }
@@ -42,17 +46,26 @@ impl Operand {
 
     /// Stands in for an operand that is absent.
     pub(crate) fn absent() -> Self {
-        Self { data: from_vec(Vec::new(), [0]), taped: None, autodiff: false }
+        Self { data: from_vec(Vec::new(), [0]), node: None, autodiff: false }
     }
 
     /// Whether a gradient is wanted.
     pub(crate) fn tracked(&self) -> bool {
-        self.taped.is_some()
+        self.node.is_some()
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.data.dtype()
     }
 
     /// The tensor as it lies in memory.
     pub(crate) fn data(&self) -> &FlexTensor {
         &self.data
+    }
+
+    /// Takes the tensor out, whose buffer then is that of nobody else if the caller kept none. The place on the tape stays.
+    pub(crate) fn take(&mut self) -> FlexTensor {
+        std::mem::replace(&mut self.data, Self::absent().data)
     }
 
     /// The tensor in C order: itself, or a copy when it is a strided view.
@@ -61,10 +74,7 @@ impl Operand {
     }
 
     fn into_guard(self) -> NodeGuard {
-        match self.taped {
-            Some(taped) => taped.node(),
-            None => Taped::new(self.data).node(),
-        }
+        self.node.unwrap_or_else(|| Taped::new(self.data).node())
     }
 }
 

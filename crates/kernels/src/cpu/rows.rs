@@ -1,5 +1,7 @@
 //! Parallel loops over rows, in blocks whose bounds depend on the sizes only.
+#![allow(unsafe_code, reason = "outputs are written by the tasks that compute them, not zeroed beforehand")]
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -15,8 +17,51 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
     (TASK_ELEMENTS / width.max(1)).max(1)
 }
 
+/// `len` elements that `f(first_row, block)` writes, in blocks of whole rows.
+///
+/// A block is 0 before, and becomes so by the task that then writes it: in its cache, instead of a pass of one thread
+/// over memory.
+pub(crate) fn filled<T: Copy + Default + Send>(len: usize, width: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    for_blocks(&mut values.spare_capacity_mut()[..len], width, |first, block| f(first, zeroed(block)));
+    // SAFETY: the blocks cover all `len` elements, and each was zeroed.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// The same with two outputs of as many rows.
+pub(crate) fn filled_two<T: Copy + Default + Send, U: Copy + Default + Send>(
+    rows: usize,
+    [one_width, two_width]: [usize; 2],
+    f: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+) -> (Vec<T>, Vec<U>) {
+    let (one_len, two_len) = (rows * one_width, rows * two_width);
+    let (mut one, mut two) = (Vec::with_capacity(one_len), Vec::with_capacity(two_len));
+    if one_len == 0 || two_len == 0 {
+        return (vec![T::default(); one_len], vec![U::default(); two_len]);
+    }
+    let (spare_one, spare_two) = (&mut one.spare_capacity_mut()[..one_len], &mut two.spare_capacity_mut()[..two_len]);
+    for_blocks_of_two((spare_one, one_width), (spare_two, two_width), |first, one, two| {
+        f(first, zeroed(one), zeroed(two));
+    });
+    // SAFETY: the blocks cover all elements of both, and each was zeroed.
+    unsafe {
+        one.set_len(one_len);
+        two.set_len(two_len);
+    }
+    (one, two)
+}
+
+fn zeroed<T: Copy + Default>(block: &mut [MaybeUninit<T>]) -> &mut [T] {
+    for value in block.iter_mut() {
+        value.write(T::default());
+    }
+    // SAFETY: every element was just written.
+    unsafe { block.assume_init_mut() }
+}
+
 /// Calls `f(first_row, block)` for blocks of whole rows of `out`.
-pub(crate) fn for_blocks(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(crate) fn for_blocks<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     if out.is_empty() {
         return;
     }
@@ -29,18 +74,16 @@ pub(crate) fn for_blocks(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [
 
 /// `x ⊙ mask`, element by element.
 pub(crate) fn dropped(x: &[f32], dropout: Dropout) -> Vec<f32> {
-    let mut dropped = vec![0.0; x.len()];
-    for_blocks(&mut dropped, 1, |first, block| {
+    filled(x.len(), 1, |first, block| {
         vector::drop(block, &x[first..first + block.len()], dropout, first as u64);
-    });
-    dropped
+    })
 }
 
 /// The same with two outputs of as many rows.
-pub(crate) fn for_blocks_of_two(
-    (one, one_width): (&mut [f32], usize),
-    (two, two_width): (&mut [f32], usize),
-    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+pub(crate) fn for_blocks_of_two<T: Send, U: Send>(
+    (one, one_width): (&mut [T], usize),
+    (two, two_width): (&mut [U], usize),
+    f: impl Fn(usize, &mut [T], &mut [U]) + Sync,
 ) {
     if one.is_empty() || two.is_empty() {
         return;
@@ -92,5 +135,28 @@ pub(crate) fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
 pub(crate) fn add(sum: &mut [f32], row: &[f32]) {
     for (sum, value) in sum.iter_mut().zip(row) {
         *sum += value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_an_output_once_and_start_at_zero() {
+        for (rows, width) in [(0, 3), (3, 0), (1, 1), (7, 5), (TASK_ELEMENTS + 1, 1), (3, TASK_ELEMENTS), (1000, 100)] {
+            let values = filled(rows * width, width, |first, block: &mut [usize]| {
+                for (at, value) in block.iter_mut().enumerate() {
+                    *value += first * width + at + 1;
+                }
+            });
+            assert!(values.iter().enumerate().all(|(at, value)| *value == at + 1), "{rows} x {width}");
+            let (values, of_rows) = filled_two(rows, [width, 1], |first, block: &mut [u8], rows: &mut [usize]| {
+                block.iter_mut().for_each(|value| *value += 1);
+                rows.iter_mut().enumerate().for_each(|(at, row)| *row += first + at);
+            });
+            assert!(values.len() == rows * width && values.iter().all(|value| *value == 1));
+            assert!(of_rows.len() == rows && (width == 0 || of_rows.iter().enumerate().all(|(at, row)| *row == at)));
+        }
     }
 }

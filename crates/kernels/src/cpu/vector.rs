@@ -50,8 +50,16 @@ macro_rules! multiversioned {
 
 mod activation;
 pub(crate) mod delta;
+mod heads;
+mod narrow;
+mod softmax;
 
-pub(crate) use activation::{silu, silu_backward, swiglu, swiglu_backward};
+pub(crate) use activation::{
+    sigmoid, sigmoid_gate, sigmoid_gate_backward, silu, silu_backward, swiglu, swiglu_backward,
+};
+pub(crate) use heads::{norm_rotate, norm_rotate_backward, rotate_heads};
+pub(crate) use narrow::{narrow, widen, widened};
+pub(crate) use softmax::{exp_and_sum, scaled_exp, softmax_backward, softmax_gradient, sum_of_exp};
 
 #[inline(always)]
 fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -132,28 +140,6 @@ fn padded(rest: &[f32], neutral: f32) -> [f32; LANES] {
     chunk
 }
 
-/// Applies `f` to every element, in whole vectors; returns the sum of the results in lanes.
-#[inline(always)]
-fn map_and_sum(row: &mut [f32], neutral: f32, f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (whole, rest) = row.as_chunks_mut::<LANES>();
-    for chunk in whole {
-        for lane in 0..LANES {
-            chunk[lane] = f(chunk[lane]);
-            lanes[lane] += chunk[lane];
-        }
-    }
-    if !rest.is_empty() {
-        let mut chunk = padded(rest, neutral);
-        for lane in 0..LANES {
-            chunk[lane] = f(chunk[lane]);
-            lanes[lane] += chunk[lane];
-        }
-        rest.copy_from_slice(&chunk[..rest.len()]);
-    }
-    fold(lanes, |a, b| a + b)
-}
-
 multiversioned! {
     /// Largest element; negative infinity for an empty row.
     pub(crate) fn max(row: &[f32]) -> f32 {
@@ -182,44 +168,6 @@ multiversioned! {
         reduce([x, y, z], 0.0, 0.0, |[x, y, z], sum| fma::<FMA>(x * y, z, sum), |a, b| a + b)
     }
 
-    /// `x = exp(x - shift)`; returns the sum.
-    pub(crate) fn exp_and_sum(row: &mut [f32], shift: f32) -> f32 {
-        map_and_sum(row, f32::NEG_INFINITY, |x| exp_of::<FMA>(x - shift))
-    }
-
-    /// `Σ exp(x - shift)`, leaving the row as it is.
-    pub(crate) fn sum_of_exp(row: &[f32], shift: f32) -> f32 {
-        reduce([row], f32::NEG_INFINITY, 0.0, |[x], sum| sum + exp_of::<FMA>(x - shift), |a, b| a + b)
-    }
-
-    /// `x = factor·exp(x - shift)`.
-    pub(crate) fn scaled_exp(row: &mut [f32], shift: f32, factor: f32) {
-        map_and_sum(row, f32::NEG_INFINITY, |x| factor * exp_of::<FMA>(x - shift));
-    }
-
-    /// `w = exp(s - lse)` and `d = w·(d - delta)`: the weights of a softmax formed again from its scores, and the
-    /// gradients of the weights turned into those of the scores.
-    pub(crate) fn softmax_backward(scores: &mut [f32], gradients: &mut [f32], lse: f32, delta: f32) {
-        let (scores, scores_rest) = scores.as_chunks_mut::<LANES>();
-        let (gradients, gradients_rest) = gradients.as_chunks_mut::<LANES>();
-        for (scores, gradients) in scores.iter_mut().zip(gradients) {
-            for lane in 0..LANES {
-                scores[lane] = exp_of::<FMA>(scores[lane] - lse);
-                gradients[lane] = scores[lane] * (gradients[lane] - delta);
-            }
-        }
-        if !scores_rest.is_empty() {
-            let mut weights = padded(scores_rest, 0.0);
-            for weight in &mut weights {
-                *weight = exp_of::<FMA>(*weight - lse);
-            }
-            scores_rest.copy_from_slice(&weights[..scores_rest.len()]);
-            for (gradient, weight) in gradients_rest.iter_mut().zip(scores_rest) {
-                *gradient = *weight * (*gradient - delta);
-            }
-        }
-    }
-
     /// `x *= factor`.
     pub(crate) fn scale(row: &mut [f32], factor: f32) {
         let _ = FMA;
@@ -240,6 +188,22 @@ multiversioned! {
     pub(crate) fn accumulate_scaled(sum: &mut [f32], x: &[f32], factor: f32) {
         for (sum, x) in sum.iter_mut().zip(x) {
             *sum = fma::<FMA>(factor, *x, *sum);
+        }
+    }
+
+    /// `sum += x`.
+    pub(crate) fn accumulate(sum: &mut [f32], x: &[f32]) {
+        let _ = FMA;
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
+
+    /// `out = x + y`.
+    pub(crate) fn sums(out: &mut [f32], x: &[f32], y: &[f32]) {
+        let _ = FMA;
+        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+            *out = x + y;
         }
     }
 
@@ -291,18 +255,6 @@ multiversioned! {
             for ((sum, x), y) in rest.iter_mut().zip(&x[rest_from..]).zip(&y[rest_from..]) {
                 *sum = fma::<FMA>(*x, *y, *sum);
             }
-        }
-    }
-
-    /// Rotates pairs `(first, second)` by the given angles.
-    pub(crate) fn rotate(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
-        let half = cos.len();
-        let (out_first, out_second) = out[..2 * half].split_at_mut(half);
-        let (first, second, sin) = (&x[..half], &x[half..2 * half], &sin[..half]);
-        for i in 0..half {
-            let s = sign * sin[i];
-            out_first[i] = fma::<FMA>(-second[i], s, first[i] * cos[i]);
-            out_second[i] = fma::<FMA>(first[i], s, second[i] * cos[i]);
         }
     }
 

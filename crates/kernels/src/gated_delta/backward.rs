@@ -1,24 +1,26 @@
 //! Gradients of the gated delta rule on the CPU: chunks in reverse, each formed again from the state before it.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::chunk::{CHUNK, Chunk, Operands, Sizes, Strip};
 use super::flex::{shares, strips};
 use crate::Segments;
 use crate::cpu::columns::{Columns, ColumnsMut, rowwise};
-use crate::cpu::operand::from_vec;
+use crate::cpu::element::{Element, narrowed};
 use crate::cpu::product::{Matrix, Threads, product};
 use crate::cpu::vector;
 use crate::cpu::vector::delta::{OverlapRow, overlaps_backward};
 
 #[derive(Debug)]
-pub(super) struct Step;
+pub(super) struct Step<E>(pub(super) PhantomData<E>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
@@ -28,37 +30,46 @@ pub(super) struct Saved {
     pub(super) segments: Arc<Segments>,
 }
 
-impl Backward<Flex, 5> for Step {
+impl<E: Element> Backward<Flex, 5> for Step<E> {
     type State = Saved;
 
     fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dout = rowwise(grads.consume::<Flex>(&ops.node));
         let Saved { operands, borders, segments } = &ops.state;
         let Operands { q, k, v, g, beta, sizes } = operands;
-        let shapes = [q, k, v, g, beta].map(|operand| operand.layout().shape().clone());
-        let mut gradients = shapes.each_ref().map(|shape| vec![0.0; shape.num_elements()]);
-        let [dq, dk, dv, dg, dbeta] = gradients.each_mut().map(|all| shares(all, segments, sizes.key_heads));
+        let len = |operand: &FlexTensor| operand.layout().shape().num_elements();
+        let mut heads = [q, k, v].map(|operand| vec![E::default(); len(operand)]);
+        let mut gates = [g, beta].map(|operand| vec![0.0; len(operand)]);
+        let [dq, dk, dv] = heads.each_mut().map(|all| shares(all, segments, sizes.key_heads));
+        let [dg, dbeta] = gates.each_mut().map(|all| shares(all, segments, sizes.key_heads));
         let outputs = dq.into_iter().zip(dk).zip(dv).zip(dg).zip(dbeta);
         let tasks: Vec<_> = strips(segments, sizes.key_heads).into_iter().zip(borders).zip(outputs).collect();
-        let dout = Columns::of(&dout);
+        let dout = Columns::<E>::of(&dout);
         tasks.into_par_iter().for_each_init(Scratch::default, |scratch, ((strip, borders), outputs)| {
             let ((((dq, dk), dv), dg), dbeta) = outputs;
             let out = StripGradients { dq, dk, dv, dg, dbeta };
             operands.strip_gradients(strip, borders, dout.part(strip.key_head, sizes.key_heads), out, scratch);
         });
-        for ((node, values), shape) in ops.parents.into_iter().zip(gradients).zip(shapes) {
+        let shape = |operand: &FlexTensor| operand.layout().shape().clone();
+        let [q_node, k_node, v_node, g_node, beta_node] = ops.parents;
+        for ((node, values), operand) in [q_node, k_node, v_node].into_iter().zip(heads).zip([q, k, v]) {
             if let Some(node) = node {
-                grads.register::<Flex>(node.id, from_vec(values, shape));
+                grads.register::<Flex>(node.id, E::tensor(values, shape(operand)));
+            }
+        }
+        for ((node, values), operand) in [g_node, beta_node].into_iter().zip(gates).zip([g, beta]) {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, narrowed(values, shape(operand), operand.dtype()));
             }
         }
     }
 }
 
 /// Where the gradients of a strip go.
-struct StripGradients<'a> {
-    dq: ColumnsMut<'a>,
-    dk: ColumnsMut<'a>,
-    dv: ColumnsMut<'a>,
+struct StripGradients<'a, E> {
+    dq: ColumnsMut<'a, E>,
+    dk: ColumnsMut<'a, E>,
+    dv: ColumnsMut<'a, E>,
     dg: ColumnsMut<'a>,
     dbeta: ColumnsMut<'a>,
 }
@@ -81,21 +92,23 @@ struct Scratch {
     dmatrices: Vec<f32>,
     /// Of G.
     dcumulative: Vec<f32>,
+    /// A row of a gradient in f32.
+    wide: Vec<f32>,
 }
 
 impl Operands {
-    fn strip_gradients(
+    fn strip_gradients<E: Element>(
         &self,
         strip: Strip,
         borders: &[f32],
-        dout: Columns,
-        mut out: StripGradients,
+        dout: Columns<E>,
+        mut out: StripGradients<E>,
         scratch: &mut Scratch,
     ) {
         let (group, state_len) = (self.sizes.group(), self.sizes.state());
         scratch.dstates.resize(group * state_len, 0.0);
         for first in strip.chunks().rev() {
-            scratch.chunk.load(self, strip.tokens(first), strip.key_head);
+            scratch.chunk.load::<E>(self, strip.tokens(first), strip.key_head);
             let n = scratch.chunk.len();
             for (sums, len) in [(&mut scratch.dkq, 2 * n * self.sizes.key), (&mut scratch.doverlaps, 2 * n * n)] {
                 sums.clear();
@@ -105,13 +118,14 @@ impl Operands {
                 let border = (first / CHUNK * group + member).checked_sub(group);
                 let state = border.map(|border| &borders[border * state_len..][..state_len]);
                 let head = strip.key_head * group + member;
-                scratch.chunk.read(self, head, state);
+                scratch.chunk.read::<E>(self, head, state);
                 scratch.drows.resize(2 * n * self.sizes.value, 0.0);
                 for (row, values) in
                     scratch.drows[n * self.sizes.value..].chunks_exact_mut(self.sizes.value).enumerate()
                 {
                     let token = strip.start + first + row;
-                    values.copy_from_slice(&dout.row(token)[member * self.sizes.value..][..self.sizes.value]);
+                    let dout = &dout.row(token)[member * self.sizes.value..][..self.sizes.value];
+                    values.copy_from_slice(E::read(dout, &mut scratch.wide));
                 }
                 scratch.value_head(self.sizes, member, state, strip.ends(first), first, &mut out);
             }
@@ -126,16 +140,16 @@ impl Scratch {
     /// With `dS'` the gradient of the state after the chunk, `dO` that of the output and `F = e^(G[last]-G)`:
     /// `dN = Pᵀ·dO + F ⊙ (k̂·dS')`, `dX = (I + M)⁻ᵀ·dN` for `X = beta ⊙ R`, `dM = -dX·Nᵀ`, `dP = dO·Nᵀ`,
     /// `d(k̂·S) = -e^G ⊙ beta ⊙ dX`, `d(q̂·S) = e^G ⊙ dO`, `dS = e^G[last]·dS' + k̂ᵀ·d(k̂·S) + q̂ᵀ·d(q̂·S)`.
-    fn value_head(
+    fn value_head<E: Element>(
         &mut self,
         sizes: Sizes,
         member: usize,
         state: Option<&[f32]>,
         ends: bool,
         first: usize,
-        out: &mut StripGradients,
+        out: &mut StripGradients<E>,
     ) {
-        let Self { chunk, dstates, dkq, doverlaps, drows, dwrites, dmatrices, dcumulative } = self;
+        let Self { chunk, dstates, dkq, doverlaps, drows, dwrites, dmatrices, dcumulative, wide } = self;
         let Sizes { key, value: size, .. } = sizes;
         let n = chunk.len();
         let dstate = &mut dstates[member * sizes.state()..][..sizes.state()];
@@ -174,7 +188,8 @@ impl Scratch {
             let (dbeta, through) = overlap_row(chunk, dmatrices, doverlaps, row, dcumulative);
             out.dbeta.row(first + row)[member] = dbeta + vector::dot(derrors, &chunk.errors[range.clone()]);
             vector::scale(derrors, beta);
-            out.dv.row(first + row)[member * size..][..size].copy_from_slice(derrors);
+            let dv = &mut out.dv.row(first + row)[member * size..][..size];
+            E::write(dv, wide, |dv| dv.copy_from_slice(derrors));
             let read = vector::dot(dout, &query_reads[range.clone()]) - vector::dot(derrors, &key_reads[range]);
             dcumulative[row] += through + read;
             vector::scale(derrors, -reach);
@@ -206,8 +221,8 @@ impl Scratch {
     /// Gradients of the keys and queries, once all value heads have added theirs.
     ///
     /// For `k̂ = f·k` with `f` the inverse of its length, `dk = f·(dk̂ - k̂·(k̂·dk̂))`.
-    fn key_head(&mut self, sizes: Sizes, first: usize, out: &mut StripGradients) {
-        let Self { chunk, dkq, doverlaps, .. } = self;
+    fn key_head<E: Element>(&mut self, sizes: Sizes, first: usize, out: &mut StripGradients<E>) {
+        let Self { chunk, dkq, doverlaps, wide, .. } = self;
         let (size, n) = (sizes.key, chunk.len());
         // k̂·k̂ᵀ depends on k̂ from both sides: its gradient, so far below the diagonal only, is mirrored.
         for i in 0..n {
@@ -225,9 +240,10 @@ impl Scratch {
             // A query was also scaled, which its own product with its gradient holds twice.
             let (target, scale) = if row < n { (&mut out.dk, 1.0) } else { (&mut out.dq, sizes.scale()) };
             let along = vector::dot(unit, dunit) / (scale * scale);
-            let target = target.row(first + row % n);
-            vector::scaled(target, dunit, *length);
-            vector::accumulate_scaled(target, unit, -length * along);
+            E::write(target.row(first + row % n), wide, |target| {
+                vector::scaled(target, dunit, *length);
+                vector::accumulate_scaled(target, unit, -length * along);
+            });
         }
     }
 }

@@ -21,6 +21,7 @@ use burn_flex::FlexTensor;
 
 use super::EPS;
 use crate::cpu::columns::Columns;
+use crate::cpu::element::{Element, by_element};
 use crate::cpu::product::{Matrix, Threads, product};
 pub(super) use crate::cpu::vector::delta::CHUNK;
 use crate::cpu::vector::{self, delta};
@@ -50,7 +51,7 @@ impl Sizes {
     }
 }
 
-/// The operands, entries of the token axis dense.
+/// The operands, entries of the token axis dense; q, k and v of one type, g and beta each of its own.
 #[derive(Clone, Debug)]
 pub(super) struct Operands {
     pub(super) q: FlexTensor,
@@ -96,7 +97,8 @@ pub(super) struct Chunk {
     pub(super) lengths: Vec<f32>,
     /// `k̂·k̂ᵀ`, then `q̂·k̂ᵀ`: `[2n, n]`.
     pub(super) overlaps: Vec<f32>,
-    /// Of the value head at hand, as all below: `G`, `e^G`, beta, D.
+    /// Of the value head at hand, as all below: g, `G`, `e^G`, beta, D.
+    g: Vec<f32>,
     cumulative: Vec<f64>,
     pub(super) reach: Vec<f32>,
     pub(super) beta: Vec<f32>,
@@ -110,6 +112,8 @@ pub(super) struct Chunk {
     /// `beta ⊙ R`.
     scaled_errors: Vec<f32>,
     pub(super) writes: Vec<f32>,
+    /// A row of an operand in f32.
+    wide: Vec<f32>,
 }
 
 impl Chunk {
@@ -128,7 +132,7 @@ impl Chunk {
     }
 
     /// What all value heads of a key head share.
-    pub(super) fn load(&mut self, operands: &Operands, tokens: Range<usize>, key_head: usize) {
+    pub(super) fn load<E: Element>(&mut self, operands: &Operands, tokens: Range<usize>, key_head: usize) {
         let Sizes { key_heads, key: size, .. } = operands.sizes;
         let n = tokens.len();
         self.kq.resize(2 * n * size, 0.0);
@@ -138,9 +142,9 @@ impl Chunk {
         for (out, lengths, source, scale) in
             [(keys, key_lengths, &operands.k, 1.0), (queries, query_lengths, &operands.q, operands.sizes.scale())]
         {
-            let source = Columns::of(source).part(key_head, key_heads);
+            let source = Columns::<E>::of(source).part(key_head, key_heads);
             for ((out, length), token) in out.chunks_exact_mut(size).zip(lengths).zip(tokens.clone()) {
-                let row = source.row(token);
+                let row = E::read(source.row(token), &mut self.wide);
                 *length = scale / (vector::sum_of_squares(row) + EPS as f32).sqrt();
                 vector::scaled(out, row, *length);
             }
@@ -153,19 +157,23 @@ impl Chunk {
     }
 
     /// What is computed for a value head; without a `state` it is 0.
-    pub(super) fn read(&mut self, operands: &Operands, head: usize, state: Option<&[f32]>) {
+    pub(super) fn read<E: Element>(&mut self, operands: &Operands, head: usize, state: Option<&[f32]>) {
         let Sizes { value_heads, key, value: size, .. } = operands.sizes;
         let n = self.len();
-        let (g, beta) = (Columns::of(&operands.g), Columns::of(&operands.beta));
+        for (out, gate) in [(&mut self.g, &operands.g), (&mut self.beta, &operands.beta)] {
+            out.clear();
+            by_element!(gate.dtype(), G => {
+                let gate = Columns::<G>::of(gate);
+                out.extend(self.tokens.clone().map(|token| gate.row(token)[head].wide()));
+            });
+        }
         self.cumulative.clear();
-        self.cumulative.extend(self.tokens.clone().scan(0.0, |sum, token| {
-            *sum += f64::from(g.row(token)[head]);
+        self.cumulative.extend(self.g.iter().scan(0.0, |sum, &g| {
+            *sum += f64::from(g);
             Some(*sum)
         }));
         self.reach.clear();
         self.reach.extend(self.cumulative.iter().map(|&sum| (sum as f32).exp()));
-        self.beta.clear();
-        self.beta.extend(self.tokens.clone().map(|token| beta.row(token)[head]));
         for matrix in [&mut self.decay, &mut self.inverse, &mut self.weights] {
             matrix.resize(n * n, 0.0);
         }
@@ -188,11 +196,12 @@ impl Chunk {
         for rows in [&mut self.errors, &mut self.scaled_errors, &mut self.writes] {
             rows.resize(n * size, 0.0);
         }
-        let values = Columns::of(&operands.v).part(head, value_heads);
+        let values = Columns::<E>::of(&operands.v).part(head, value_heads);
         for (row, (token, &beta)) in self.tokens.clone().zip(&self.beta).enumerate() {
             let range = row * size..(row + 1) * size;
             let (errors, scaled) = (&mut self.errors[range.clone()], &mut self.scaled_errors[range.clone()]);
-            vector::difference(errors, values.row(token), &self.reads[range]);
+            let values = E::read(values.row(token), &mut self.wide);
+            vector::difference(errors, values, &self.reads[range]);
             vector::scaled(scaled, errors, beta);
         }
         let (inverse, errors) = (Matrix::dense(&self.inverse, n, n), Matrix::dense(&self.scaled_errors, n, size));

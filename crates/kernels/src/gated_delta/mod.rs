@@ -23,7 +23,7 @@ const EPS: f64 = 1e-6;
 /// `q̂ = dk^-½·q/√(Σq² + 1e-6)`.
 ///
 /// `q` and `k` are `[T, K, dk]`, `v` `[T, H, dv]`, `g` (the logarithm of the decay, at most 0) and `beta` `[T, H]`, with `H` a
-/// multiple of `K`; value head `h` uses key head `h/(H/K)`. The result is `[T, H, dv]`; everything is computed in f32.
+/// multiple of `K`; value head `h` uses key head `h/(H/K)`. The result is `[T, H, dv]` in `v`'s dtype; everything is computed in f32.
 ///
 /// Kept for backward: handles of the operands, and the states between chunks of 64 tokens, `dk·dv/64` numbers a token
 /// and value head (none for a segment of one chunk). At 16 key heads, 32 value heads and sizes of 128 that is 32 KiB a

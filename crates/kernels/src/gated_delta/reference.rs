@@ -40,7 +40,7 @@ pub fn gated_delta_step(
     g: Tensor<2>,
     beta: Tensor<2>,
 ) -> (Tensor<3>, Tensor<3>) {
-    let wide = wide(v.dtype());
+    let (dtype, wide) = (v.dtype(), wide(v.dtype()));
     let ([tokens, value_heads, _], [_, key_heads, key_size]) = (v.dims(), k.dims());
     let group = value_heads / key_heads;
     let scale = (key_size as f64).powf(-0.5);
@@ -62,7 +62,7 @@ pub fn gated_delta_step(
         state = state + k_Hd1 * correction_H1d;
         outputs.push((state.clone() * q_Hd1).sum_dim(1));
     }
-    (Tensor::cat(outputs, 1).swap_dims(0, 1), state)
+    (Tensor::cat(outputs, 1).swap_dims(0, 1).cast(dtype), state)
 }
 
 fn wide(dtype: DType) -> DType {

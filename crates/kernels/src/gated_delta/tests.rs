@@ -1,11 +1,12 @@
 //! The public rule against its reference, what transformers computes, finite differences, itself packed and itself in steps.
 #![allow(clippy::unwrap_used)]
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::{DType, Device, TensorData};
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_threads, values,
+    Random, assert_close, assert_rounded, assert_same_bits, backward, double, finite_differences, leaf, on_threads,
+    values,
 };
 
 const NAMES: [&str; 5] = ["dq", "dk", "dv", "dg", "dbeta"];
@@ -324,5 +325,70 @@ fn both_forms_agree_with_transformers() {
             let zeros = Tensor::zeros([value_heads, dk, dv], &Device::flex());
             assert_close(&fast.narrow(start, len).step(zeros).1, &state, &of("the state"));
         }
+    }
+}
+
+/// Nothing that was rounded is kept, so every result is rounded once; the gates are f32, as in a bf16 model, or bf16.
+#[test]
+fn bf16_is_f32_rounded_once() {
+    let mut random = Random::new(10);
+    for &case in CASES {
+        for (strided, narrow_gates) in [(false, false), (true, true)] {
+            let segments = Segments::packed(case.0);
+            let narrow = |t: &Tensor<3>| t.clone().cast(DType::BF16);
+            let gate = |t: &Tensor<2>| if narrow_gates { t.clone().cast(DType::BF16) } else { t.clone() };
+            let mut inputs = draw(&mut random, case, Decay::Mixed, false).each(narrow, gate);
+            if strided {
+                inputs.heads = inputs.heads.map(|t| random.narrow(t.dims(), true));
+            }
+            let upstream = random.narrow([segments.tokens(), case.2, case.4], strided);
+            let (fast, exact) = (inputs.leaves(), inputs.each(double, double).leaves());
+            let (out, expected) = (fast.run(&segments), exact.reference(&segments));
+            let what = format!("{case:?}, strided {strided}, bf16 gates {narrow_gates}");
+            assert_rounded(&out, &expected, &what);
+            let expected = exact.gradients(&expected, &double(&upstream));
+            for ((name, grad), expected) in NAMES.into_iter().zip(fast.gradients(&out, &upstream)).zip(&expected) {
+                if grad.dtype() == DType::F32 {
+                    assert_close(&grad, expected, &format!("{name} of {what}"));
+                } else {
+                    assert_rounded(&grad, expected, &format!("{name} of {what}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_of_bf16_keep_an_f32_state() {
+    let mut random = Random::new(11);
+    let narrow = |t: &Tensor<3>| t.clone().cast(DType::BF16);
+    let inputs = draw(&mut random, (&[70], 2, 4, 8, 12), Decay::Mild, false).each(narrow, Tensor::clone);
+    let whole = inputs.run(&Segments::packed(&[70]));
+    let mut state = Tensor::zeros([4, 8, 12], &Device::flex());
+    for (first, tokens) in [(0, 66), (66, 1), (67, 3)] {
+        let (out, next) = inputs.narrow(first, tokens).step(state);
+        assert_rounded(&out, &whole.clone().narrow(0, first, tokens).cast(DType::F32), "a step of the whole");
+        assert_eq!(next.dtype(), DType::F32);
+        state = next;
+    }
+}
+
+#[test]
+fn thread_count_does_not_change_a_bit_of_bf16() {
+    let mut random = Random::new(12);
+    let narrow = |t: &Tensor<3>| t.clone().cast(DType::BF16);
+    let inputs = draw(&mut random, (&[200, 90], 2, 4, 16, 32), Decay::Mild, false).each(narrow, Tensor::clone);
+    let (segments, upstream) = (Segments::packed(&[200, 90]), random.narrow([290, 4, 32], false));
+    let run = |threads| {
+        on_threads(threads, || {
+            let leaves = inputs.leaves();
+            let out = leaves.run(&segments);
+            (out.clone(), leaves.gradients(&out, &upstream))
+        })
+    };
+    let (one, three) = (run(1), run(3));
+    assert_same_bits(&one.0, &three.0, "out");
+    for ((one, three), name) in one.1.iter().zip(&three.1).zip(NAMES) {
+        assert_same_bits(one, three, name);
     }
 }

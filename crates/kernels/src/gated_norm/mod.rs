@@ -9,7 +9,8 @@ use burn::Tensor;
 /// `y = w ⊙ x·rsqrt(mean(x²) + eps) ⊙ silu(z)` over the last axis, whose size `weight` has: the norm first, the gate after.
 ///
 /// `x` and `z` have one shape, `[T, H, d]` for the heads of Gated DeltaNet (Yang, Kautz and Hatamizadeh, 2024). Computed in
-/// f32; for a narrower dtype the normed value is rounded before the weight and the gate are applied, as in transformers.
+/// f32. For a narrower dtype the CPU form rounds once, at the end, and the weight may be f32; the reference rounds the normed
+/// value before the weight and the gate are applied, as transformers does.
 ///
 /// Kept for backward: `x`, `z` and one number a row.
 pub fn gated_norm<const D: usize>(x: Tensor<D>, z: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {

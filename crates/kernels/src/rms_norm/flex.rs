@@ -1,5 +1,7 @@
 //! The norm on the CPU.
 
+use std::marker::PhantomData;
+
 use burn::Tensor;
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -7,32 +9,47 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
-use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
-use crate::cpu::rows::{for_blocks, for_blocks_of_two, sum_blocks};
+use crate::cpu::element::{Element, by_element, narrowed, rows_of_piece, wide};
+use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::rows::{filled, filled_two, sum_blocks};
 use crate::cpu::vector;
 
-/// `None` when an operand is not an f32 tensor on burn-flex.
+/// `None` when an operand is not an f32 or bf16 tensor on burn-flex. The weight may have another of the two types than `x`.
 pub(super) fn rms_norm<const D: usize>(
     x: &Tensor<D>,
     weight: &Tensor<1>,
     eps: f64,
     zero_centred: bool,
 ) -> Option<Tensor<D>> {
-    let (shape, size) = (x.dims(), weight.dims()[0]);
-    let parents = [Operand::of(x)?, Operand::of(weight)?];
+    let parents = [Operand::of_float(x)?, Operand::of_float(weight)?];
+    Some(by_element!(x.dtype(), E => forward::<E, D>(parents, x.dims(), eps, zero_centred)))
+}
+
+fn forward<E: Element, const D: usize>(
+    parents: [Operand; 2],
+    shape: [usize; D],
+    eps: f64,
+    zero_centred: bool,
+) -> Tensor<D> {
     let [x, weight] = parents.each_ref().map(Operand::contiguous);
     let factors = factors(&weight, zero_centred);
-    let values = slice(&x);
+    let (values, size) = (E::slice(&x), factors.len());
     let rows = values.len().checked_div(size).unwrap_or(0);
-    let (mut y, mut rstd) = (vec![0.0; values.len()], vec![0.0; rows]);
-    for_blocks_of_two((&mut y, size), (&mut rstd, 1), |first, block, rstd| {
-        for ((y, rstd), row) in block.chunks_exact_mut(size).zip(rstd).zip(first..) {
-            let x = &values[row * size..][..size];
-            *rstd = inverse_rms(x, eps);
-            vector::scaled_product(y, x, *rstd, &factors);
+    let (y, rstd) = filled_two(rows, [size, 1], |first, block: &mut [E], rstd: &mut [f32]| {
+        let [mut wide_x, mut wide_y] = [const { Vec::new() }; 2];
+        let step = rows_of_piece(size);
+        let pieces = block.chunks_mut(step * size).zip(rstd.chunks_mut(step)).zip((first..).step_by(step));
+        for ((y, rstd), row) in pieces {
+            let x = E::read(&values[row * size..][..y.len()], &mut wide_x);
+            E::write(y, &mut wide_y, |y| {
+                for ((y, x), rstd) in y.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(rstd) {
+                    *rstd = inverse_rms(x, eps);
+                    vector::scaled_product(y, x, *rstd, &factors);
+                }
+            });
         }
     });
-    Some(record(Step, parents, from_vec(y, shape), || Saved { x, rstd, weight, zero_centred }))
+    record(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { x, rstd, weight, zero_centred })
 }
 
 /// `1/sqrt(mean(x²) + eps)`.
@@ -41,13 +58,13 @@ pub(crate) fn inverse_rms(x: &[f32], eps: f64) -> f32 {
 }
 
 /// What a normed value is multiplied by.
-fn factors(weight: &FlexTensor, zero_centred: bool) -> Vec<f32> {
+pub(crate) fn factors(weight: &FlexTensor, zero_centred: bool) -> Vec<f32> {
     let offset = if zero_centred { 1.0 } else { 0.0 };
-    slice(weight).iter().map(|weight| weight + offset).collect()
+    wide(weight).into_iter().map(|weight| weight + offset).collect()
 }
 
 #[derive(Debug)]
-struct Step;
+struct Step<E>(PhantomData<E>);
 
 #[derive(Clone, Debug)]
 struct Saved {
@@ -57,44 +74,58 @@ struct Saved {
     zero_centred: bool,
 }
 
-impl Backward<Flex, 2> for Step {
+impl<E: Element> Backward<Flex, 2> for Step<E> {
     type State = Saved;
 
     fn backward(self, ops: Ops<Saved, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let Saved { x, rstd, weight, zero_centred } = ops.state;
         let (factors, shape) = (factors(&weight, zero_centred), x.layout().shape().clone());
-        let (size, x, dy) = (factors.len(), slice(&x), slice(&dy));
+        let (size, x, dy) = (factors.len(), E::slice(&x), E::slice(&dy));
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = x_node {
-            let dx = input_gradient(x, dy, &rstd, &factors);
-            grads.register::<Flex>(node.id, from_vec(dx, shape));
+            grads.register::<Flex>(node.id, E::tensor(input_gradient(x, dy, &rstd, &factors), shape));
         }
         if let Some(node) = weight_node {
-            grads.register::<Flex>(node.id, from_vec(weight_gradient(x, dy, &rstd, size), [size]));
+            let dweight = weight_gradient(x, dy, &rstd, size);
+            grads.register::<Flex>(node.id, narrowed(dweight, [size], weight.dtype()));
         }
     }
 }
 
-/// With `g = w ⊙ dy`: `dx = rstd·g - x·rstd³·mean(g ⊙ x)`.
-pub(crate) fn input_gradient(x: &[f32], dy: &[f32], rstd: &[f32], factors: &[f32]) -> Vec<f32> {
+/// Gradient of each row of `x`.
+fn input_gradient<E: Element>(x: &[E], dy: &[E], rstd: &[f32], factors: &[f32]) -> Vec<E> {
     let size = factors.len();
-    let mut dx = vec![0.0; x.len()];
-    for_blocks(&mut dx, size, |first, block| {
-        for (dx, row) in block.chunks_exact_mut(size).zip(first..) {
-            let (x, dy, r) = (&x[row * size..][..size], &dy[row * size..][..size], rstd[row]);
-            let mean = vector::dot_of_three(x, dy, factors) / size as f32;
-            vector::norm_backward(dx, x, factors, dy, r, mean * r * r * r);
+    filled(x.len(), size, |first, block: &mut [E]| {
+        let [mut wide_x, mut wide_dy, mut wide_dx] = [const { Vec::new() }; 3];
+        let step = rows_of_piece(size);
+        for (dx, row) in block.chunks_mut(step * size).zip((first..).step_by(step)) {
+            let range = row * size..row * size + dx.len();
+            let (x, dy) = (E::read(&x[range.clone()], &mut wide_x), E::read(&dy[range], &mut wide_dy));
+            E::write(dx, &mut wide_dx, |dx| {
+                let rows = dx.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(dy.chunks_exact(size));
+                for (((dx, x), dy), rstd) in rows.zip(&rstd[row..]) {
+                    row_gradient(dx, x, dy, *rstd, factors);
+                }
+            });
         }
-    });
-    dx
+    })
+}
+
+/// With `g = w ⊙ dy`: `dx = rstd·g - x·rstd³·mean(g ⊙ x)`.
+pub(crate) fn row_gradient(dx: &mut [f32], x: &[f32], dy: &[f32], rstd: f32, factors: &[f32]) {
+    let mean = vector::dot_of_three(x, dy, factors) / factors.len() as f32;
+    vector::norm_backward(dx, x, factors, dy, rstd, mean * rstd * rstd * rstd);
 }
 
 /// `dw = Σ_rows dy ⊙ x·rstd`.
-pub(crate) fn weight_gradient(x: &[f32], dy: &[f32], rstd: &[f32], size: usize) -> Vec<f32> {
+fn weight_gradient<E: Element>(x: &[E], dy: &[E], rstd: &[f32], size: usize) -> Vec<f32> {
     sum_blocks(rstd.len(), size, size, |rows, sum| {
+        let [mut wide_x, mut wide_dy] = [const { Vec::new() }; 2];
         for row in rows {
-            vector::accumulate_product(sum, rstd[row], &x[row * size..][..size], &dy[row * size..][..size]);
+            let x = E::read(&x[row * size..][..size], &mut wide_x);
+            let dy = E::read(&dy[row * size..][..size], &mut wide_dy);
+            vector::accumulate_product(sum, rstd[row], x, dy);
         }
     })
 }

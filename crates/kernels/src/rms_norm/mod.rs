@@ -8,8 +8,9 @@ use burn::Tensor;
 
 /// `y = w ⊙ x·rsqrt(mean(x²) + eps)`, or with `zero_centred` `y = (1 + w) ⊙ x·rsqrt(mean(x²) + eps)`.
 ///
-/// The mean runs over the last axis, whose size `weight` has. Computed in f32; for a narrower dtype the plain form is
-/// rounded before the weight is applied and the zero-centred one after it, as in transformers.
+/// The mean runs over the last axis, whose size `weight` has. Computed in f32. For a narrower dtype the CPU form rounds
+/// once, at the end, and the weight may be f32; the reference rounds the plain form before the weight is applied and the
+/// zero-centred one after it, as transformers does.
 ///
 /// Kept for backward: `x` and one number a row.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64, zero_centred: bool) -> Tensor<D> {

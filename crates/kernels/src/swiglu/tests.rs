@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::oracle::{Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_threads};
+use crate::oracle::{
+    Random, assert_close, assert_rounded, assert_same_bits, backward, double, finite_differences, leaf, on_threads,
+    wide,
+};
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
@@ -52,4 +55,21 @@ fn thread_count_does_not_change_a_bit() {
     let (gate, up) = (random.tensor([1001, 300]), random.tensor([1001, 300]));
     let run = |threads| on_threads(threads, || swiglu(gate.clone(), up.clone()));
     assert_same_bits(&run(1), &run(3), "swiglu");
+}
+
+#[test]
+fn bf16_is_f32_rounded_once() {
+    let mut random = Random::new(4);
+    for (shape, strided) in [([1, 1], false), ([3, 7], true), ([0, 5], false), ([2, 1023], false), ([129, 1100], true)]
+    {
+        let [gate, up, upstream] = [12.0, 1.0, 1.0].map(|scale| random.narrow(shape, strided) * scale);
+        let (fast, exact) = ([&gate, &up].map(leaf), [&gate, &up].map(|t| leaf(&wide(t))));
+        let y = swiglu(fast[0].clone(), fast[1].clone());
+        let expected = reference::swiglu(exact[0].clone(), exact[1].clone());
+        assert_rounded(&y, &expected, "y");
+        let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
+        for (index, what) in ["dgate", "dup"].into_iter().enumerate() {
+            assert_rounded(&fast[index].grad(&grads).unwrap(), &exact[index].grad(&exact_grads).unwrap(), what);
+        }
+    }
 }
