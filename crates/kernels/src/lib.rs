@@ -33,6 +33,8 @@ mod norm_rope;
 mod rms_norm;
 mod rope;
 mod segments;
+mod sigmoid_gate;
+mod softmax;
 mod swiglu;
 mod token_logp;
 
@@ -51,6 +53,8 @@ pub mod reference {
     pub use crate::norm_rope::reference::norm_rope;
     pub use crate::rms_norm::reference::rms_norm;
     pub use crate::rope::reference::rope;
+    pub use crate::sigmoid_gate::reference::sigmoid_gate;
+    pub use crate::softmax::reference::softmax;
     pub use crate::swiglu::reference::swiglu;
     pub use crate::token_logp::reference::{head_loss, token_logp};
 }
@@ -67,5 +71,7 @@ pub use norm_rope::norm_rope;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use segments::Segments;
+pub use sigmoid_gate::sigmoid_gate;
+pub use softmax::softmax;
 pub use swiglu::swiglu;
 pub use token_logp::{HeadLoss, chunk_tokens, head_loss, token_logp};
