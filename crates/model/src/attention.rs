@@ -3,7 +3,7 @@
 //!
 //! T tokens of all sequences on one axis, N query heads, K key/value heads, H channels of a head.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use qwen_tune_kernels as kernels;
 use qwen_tune_qwen::spec::AttentionSpec;
 
@@ -67,19 +67,18 @@ impl Attention {
         };
         let k_TKH = self.k_proj.forward(x.clone(), pass).reshape([tokens, kv_heads, head_dim]);
         let v_TKH = self.v_proj.forward(x, pass).reshape([tokens, kv_heads, head_dim]);
-        let normed = |norm: &Option<RmsNorm>, heads: Tensor<3>| match norm {
-            Some(norm) => norm.forward(heads, pass),
-            None => heads,
+        let placed = |norm: &Option<RmsNorm>, heads: Tensor<3>| match norm {
+            Some(norm) => context.norm_rotate(norm, heads, pass),
+            None => context.rotate(heads),
         };
-        let q_TNH = context.rotate(normed(&self.q_norm, q_TNH));
-        let k_TKH = context.rotate(normed(&self.k_norm, k_TKH));
+        let (q_TNH, k_TKH) = (placed(&self.q_norm, q_TNH), placed(&self.k_norm, k_TKH));
         let scale = 1.0 / (head_dim as f32).sqrt();
         let y_TNH = match &context.cache {
             None => kernels::attention(q_TNH, k_TKH, v_TKH, &context.segments, scale, window),
             Some(cache) => cache.attend(self.layer, q_TNH, k_TKH, v_TKH, scale, window),
         };
         let y_TNH = match gate_TNH {
-            Some(gate) => y_TNH * activation::sigmoid(gate),
+            Some(gate) => kernels::sigmoid_gate(y_TNH, gate),
             None => y_TNH,
         };
         self.o_proj.forward(y_TNH.reshape([tokens, heads * head_dim]), pass)

@@ -5,9 +5,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation};
 use qwen_tune_kernels::{self as kernels, Segments};
-use qwen_tune_qwen::spec::{GatedDeltaSpec, RopeSpec};
+use qwen_tune_qwen::spec::{GatedDeltaSpec, NormSpec, RopeSpec};
+
+use crate::norm::RmsNorm;
+use crate::parameters::Pass;
 
 /// The layout of one batch of tokens.
 pub struct Context {
@@ -41,6 +44,12 @@ impl Context {
     #[must_use]
     pub fn rotate(&self, heads: Tensor<3>) -> Tensor<3> {
         kernels::rope(heads, self.cos.clone(), self.sin.clone())
+    }
+
+    /// The norm of each of these heads, then their rotary embedding.
+    pub(crate) fn norm_rotate(&self, norm: &RmsNorm, heads: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        let (weight, NormSpec { eps, zero_centred }) = (pass.get(&norm.weight), norm.spec);
+        kernels::norm_rope(heads, weight, self.cos.clone(), self.sin.clone(), eps, zero_centred)
     }
 }
 
@@ -108,20 +117,20 @@ impl Cache {
         attend_past(q, k, v, scale, window)
     }
 
-    /// Takes a recurrent layer on: `step` gets the convolution's history and the state, zeros at first, and returns the
-    /// output with both as they are afterwards.
+    /// Takes a recurrent layer on: `step` gets the convolution's history, of the inputs' `dtype`, and the state, always f32,
+    /// zeros at first, and returns the output with both as they are afterwards.
     pub(crate) fn recur(
         &self,
         layer: usize,
         spec: &GatedDeltaSpec,
-        device: &Device,
+        (device, dtype): (&Device, DType),
         step: impl FnOnce(Tensor<2>, Tensor<3>) -> (Tensor<3>, Tensor<2>, Tensor<3>),
     ) -> Tensor<3> {
         let (history, state) = match self.layers.borrow_mut().remove(&layer) {
             Some(Past::Recurrence(history, state)) => (history, state),
             _ => (
-                Tensor::zeros([spec.kernel - 1, spec.convolved()], device),
-                Tensor::zeros([spec.value_heads, spec.key_dim, spec.value_dim], device),
+                Tensor::zeros([spec.kernel - 1, spec.convolved()], (device, dtype)),
+                Tensor::zeros([spec.value_heads, spec.key_dim, spec.value_dim], (device, DType::F32)),
             ),
         };
         let (y, history, state) = step(history, state);

@@ -2,6 +2,7 @@
 //! one at a time.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use qwen_tune_kernels as kernels;
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
 
@@ -98,10 +99,11 @@ impl Block {
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
         let (h, normed) = self.mix(x, context, pass);
-        h + match &self.ffn {
+        let change = match &self.ffn {
             Ffn::Dense(mlp) => mlp.forward(normed, pass),
             Ffn::Sparse(sparse) => sparse.forward(normed, pass),
-        }
+        };
+        kernels::add(h, change)
     }
 
     /// Scores of the experts for each token, `[tokens, experts]`, where the layer has experts.
@@ -116,10 +118,11 @@ impl Block {
     /// The residual behind the mixer, and what the feed-forward part sees of it.
     fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
         let normed = self.input_layernorm.forward(x.clone(), pass);
-        let h = x + match &self.mixer {
+        let change = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(normed, context, pass),
             Mixer::GatedDelta(delta) => delta.forward(normed, context, pass),
         };
+        let h = kernels::add(x, change);
         let normed = self.post_attention_layernorm.forward(h.clone(), pass);
         (h, normed)
     }

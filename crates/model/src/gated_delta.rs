@@ -92,8 +92,11 @@ impl GatedDelta {
         let Projected { qkv_TC, z_THV, b_TH, a_TH } = self.project(x, pass);
         let filter = pass.get(&self.conv1d).reshape([self.spec.convolved(), kernel]);
         let decay = |a_TH: Tensor<2>| {
+            let dt_bias = pass.get(&self.dt_bias);
+            // In f32 whatever the activations are: a decay is applied once a token, and its error with it.
+            let a_TH = a_TH.cast(dt_bias.dtype()) + dt_bias.unsqueeze();
             // softplus(x) = -log σ(-x), which neither overflows nor loses its gradient at 0.
-            let steps = activation::log_sigmoid((a_TH + pass.get(&self.dt_bias).unsqueeze()).neg());
+            let steps = activation::log_sigmoid(a_TH.neg());
             steps * pass.get(&self.a_log).exp().unsqueeze()
         };
         let (g_TH, beta_TH) = (decay(a_TH), activation::sigmoid(b_TH));
@@ -111,7 +114,7 @@ impl GatedDelta {
                 let (q, k, v) = heads(kernels::causal_conv(qkv_TC, filter, None, &context.segments));
                 kernels::gated_delta(q, k, v, g_TH, beta_TH, &context.segments)
             }
-            Some(cache) => cache.recur(self.layer, &self.spec, &qkv_TC.device(), |history, state| {
+            Some(cache) => cache.recur(self.layer, &self.spec, (&qkv_TC.device(), qkv_TC.dtype()), |history, state| {
                 let (u, history) = kernels::causal_conv_step(history, qkv_TC, filter, None);
                 let (q, k, v) = heads(u);
                 let (y, state) = kernels::gated_delta_step(state, q, k, v, g_TH, beta_TH);

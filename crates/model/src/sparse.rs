@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use qwen_tune_kernels::{self as kernels, Groups};
 use qwen_tune_qwen::spec::SparseSpec;
 
@@ -126,7 +126,7 @@ impl Sparse {
     pub fn forward(&self, x_TD: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let [tokens, hidden] = x_TD.dims();
         let (active, inner) = (self.spec.active, self.spec.inner);
-        let p_TE = activation::softmax(self.router_logits(x_TD.clone(), pass), 1);
+        let p_TE = kernels::softmax(self.router_logits(x_TD.clone(), pass).cast(DType::F32));
         let dispatch = self.dispatch(&p_TE);
         pass.observe(|| Routing {
             rows: dispatch.groups.counts(),
@@ -143,12 +143,13 @@ impl Sparse {
         let act_RI = kernels::swiglu(both_R2I.clone().narrow(1, 0, inner), both_R2I.narrow(1, inner, inner));
         let y_RD = self.down_proj.forward(&act_RI, &dispatch.groups, pass);
         let y_TKD: Tensor<3> = y_RD.select(0, dispatch.row_of_choice).reshape([tokens, active, hidden]);
-        let y_TD: Tensor<2> = (y_TKD * p_TK.unsqueeze_dim::<3>(2)).sum_dim(1).reshape([tokens, hidden]);
+        let p_TK1 = p_TK.cast(y_TKD.dtype()).unsqueeze_dim::<3>(2);
+        let y_TD: Tensor<2> = (y_TKD * p_TK1).sum_dim(1).reshape([tokens, hidden]);
         match &self.shared {
             None => y_TD,
             Some(shared) => {
-                let gate_T1 = activation::sigmoid(shared.gate.forward(x_TD.clone(), pass));
-                y_TD + shared.expert.forward(x_TD, pass) * gate_T1
+                let gate_T1 = shared.gate.forward(x_TD.clone(), pass);
+                kernels::add(y_TD, kernels::sigmoid_gate(shared.expert.forward(x_TD, pass), gate_T1))
             }
         }
     }
