@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use burn::Tensor;
-use burn::tensor::{Device, Distribution, Int};
+use burn::tensor::{DType, Device, Distribution, Int};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use qwen_tune_kernels::{
-    Adapter, Groups, Segments, attention, causal_conv, gated_delta, gated_delta_step, gated_norm, grouped_linear,
-    head_loss, linear, reference, rms_norm, rope, swiglu,
+    Adapter, Groups, Segments, add, attention, causal_conv, gated_delta, gated_delta_step, gated_norm, grouped_linear,
+    head_loss, linear, norm_rope, reference, rms_norm, rope, sigmoid_gate, swiglu,
 };
 
 const TOKENS: usize = 512;
@@ -22,16 +22,33 @@ const SIZE: usize = 64;
 const VOCABULARY: usize = 49152;
 const RANK: usize = 16;
 const FORMS: [Form; 2] = [Form::Fast, Form::Reference];
+/// Of the operations whose CPU form takes bf16.
+const ALL_FORMS: [Form; 3] = [Form::Fast, Form::Bf16, Form::Reference];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
+    /// The CPU form on f32 tensors.
     Fast,
+    /// The CPU form on bf16 tensors.
+    Bf16,
     Reference,
+}
+
+impl Form {
+    /// A tensor as the form takes it.
+    fn draw<const D: usize>(self, shape: [usize; D]) -> Tensor<D> {
+        let tensor = draw(shape);
+        if self == Form::Bf16 { tensor.cast(DType::BF16) } else { tensor }
+    }
 }
 
 impl std::fmt::Display for Form {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if *self == Form::Fast { "fast" } else { "reference" })
+        f.write_str(match self {
+            Form::Fast => "fast",
+            Form::Bf16 => "fast, bf16",
+            Form::Reference => "reference",
+        })
     }
 }
 
@@ -68,7 +85,7 @@ mod lora_linear {
     fn apply(form: Form, x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         let adapter = Some(Adapter { a, b, scale: 2.0, dropout: None });
         match form {
-            Form::Fast => linear(x, weight, None, adapter),
+            Form::Fast | Form::Bf16 => linear(x, weight, None, adapter),
             Form::Reference => reference::linear(x, weight, None, adapter),
         }
     }
@@ -97,20 +114,20 @@ mod norm {
 
     fn apply(form: Form, x: Tensor<2>, weight: Tensor<1>) -> Tensor<2> {
         match form {
-            Form::Fast => rms_norm(x, weight, 1e-6, false),
+            Form::Fast | Form::Bf16 => rms_norm(x, weight, 1e-6, false),
             Form::Reference => reference::rms_norm(x, weight, 1e-6, false),
         }
     }
 
-    #[divan::bench(args = FORMS)]
+    #[divan::bench(args = ALL_FORMS)]
     fn forward(bencher: Bencher, form: Form) {
-        let (x, weight) = (draw([TOKENS, HIDDEN]), draw([HIDDEN]));
+        let (x, weight) = (form.draw([TOKENS, HIDDEN]), draw([HIDDEN]));
         bencher.counter(ItemsCount::new(TOKENS * HIDDEN)).bench_local(|| apply(form, x.clone(), weight.clone()));
     }
 
-    #[divan::bench(args = FORMS)]
+    #[divan::bench(args = ALL_FORMS)]
     fn backward(bencher: Bencher, form: Form) {
-        let (x, weight, upstream) = (draw([TOKENS, HIDDEN]), draw([HIDDEN]), draw([TOKENS, HIDDEN]));
+        let (x, weight, upstream) = (form.draw([TOKENS, HIDDEN]), draw([HIDDEN]), form.draw([TOKENS, HIDDEN]));
         forward_backward(bencher.counter(ItemsCount::new(TOKENS * HIDDEN)), &upstream, || {
             apply(form, tracked(&x), weight.clone())
         });
@@ -123,18 +140,111 @@ mod rotation {
 
     fn apply(form: Form, x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
         match form {
-            Form::Fast => rope(x, cos, sin),
+            Form::Fast | Form::Bf16 => rope(x, cos, sin),
             Form::Reference => reference::rope(x, cos, sin),
         }
     }
 
-    #[divan::bench(args = FORMS)]
+    #[divan::bench(args = ALL_FORMS)]
     fn backward(bencher: Bencher, form: Form) {
-        let x = draw([TOKENS, HEADS, SIZE]);
+        let x = form.draw([TOKENS, HEADS, SIZE]);
         let (cos, sin) = (draw([TOKENS, SIZE / 2]), draw([TOKENS, SIZE / 2]));
-        let upstream = draw([TOKENS, HEADS, SIZE]);
+        let upstream = form.draw([TOKENS, HEADS, SIZE]);
         forward_backward(bencher.counter(ItemsCount::new(TOKENS * HEADS * SIZE)), &upstream, || {
             apply(form, tracked(&x), cos.clone(), sin.clone())
+        });
+    }
+}
+
+/// Queries of Qwen3: the norm of every head, then its rotation; `fast` against the two operations one after the other, which
+/// are the `reference` here.
+#[divan::bench_group]
+mod norm_and_rotation {
+    use super::*;
+
+    const SHAPE: [usize; 3] = [TOKENS, HEADS, SIZE];
+
+    fn apply(form: Form, x: Tensor<3>, weight: Tensor<1>, [cos, sin]: [Tensor<2>; 2]) -> Tensor<3> {
+        match form {
+            Form::Fast | Form::Bf16 => norm_rope(x, weight, cos, sin, 1e-6, false),
+            Form::Reference => rope(rms_norm(x, weight, 1e-6, false), cos, sin),
+        }
+    }
+
+    #[divan::bench(args = ALL_FORMS)]
+    fn forward(bencher: Bencher, form: Form) {
+        let (x, weight, angles) = (form.draw(SHAPE), draw([SIZE]), [0; 2].map(|_| draw([TOKENS, SIZE / 2])));
+        let items = ItemsCount::new(TOKENS * HEADS * SIZE);
+        bencher.counter(items).bench_local(|| apply(form, x.clone(), weight.clone(), angles.clone()));
+    }
+
+    #[divan::bench(args = ALL_FORMS)]
+    fn backward(bencher: Bencher, form: Form) {
+        let (x, weight, angles) = (form.draw(SHAPE), draw([SIZE]), [0; 2].map(|_| draw([TOKENS, SIZE / 2])));
+        forward_backward(bencher.counter(ItemsCount::new(TOKENS * HEADS * SIZE)), &form.draw(SHAPE), || {
+            apply(form, tracked(&x), weight.clone(), angles.clone())
+        });
+    }
+}
+
+/// The sum into the second operand, as in a block, where nothing else holds it; the reference does so too where it can.
+#[divan::bench_group]
+mod residual {
+    use super::*;
+
+    fn bench(bencher: Bencher, form: Form, shape: [usize; 2]) {
+        let x = form.draw(shape);
+        let bencher = bencher.counter(ItemsCount::new(shape[0] * shape[1]));
+        bencher.with_inputs(|| form.draw(shape)).bench_local_values(|y| match form {
+            Form::Fast | Form::Bf16 => add(x.clone(), y),
+            Form::Reference => reference::add(x.clone(), y),
+        });
+    }
+
+    #[divan::bench(args = ALL_FORMS)]
+    fn small(bencher: Bencher, form: Form) {
+        bench(bencher, form, [TOKENS, HIDDEN]);
+    }
+
+    #[divan::bench(args = ALL_FORMS)]
+    fn large(bencher: Bencher, form: Form) {
+        bench(bencher, form, [2048, 1024]);
+    }
+
+    /// Burn's own sum of bf16.
+    #[divan::bench]
+    fn small_reference_bf16(bencher: Bencher) {
+        let x = Form::Bf16.draw([TOKENS, HIDDEN]);
+        let inputs = || Form::Bf16.draw([TOKENS, HIDDEN]);
+        bencher.with_inputs(inputs).bench_local_values(|y| reference::add(x.clone(), y));
+    }
+}
+
+/// The gate on the output of attention.
+#[divan::bench_group]
+mod output_gate {
+    use super::*;
+
+    const SHAPE: [usize; 3] = [TOKENS, HEADS, SIZE];
+
+    fn apply(form: Form, x: Tensor<3>, gate: Tensor<3>) -> Tensor<3> {
+        match form {
+            Form::Fast | Form::Bf16 => sigmoid_gate(x, gate),
+            Form::Reference => reference::sigmoid_gate(x, gate),
+        }
+    }
+
+    #[divan::bench(args = ALL_FORMS)]
+    fn forward(bencher: Bencher, form: Form) {
+        let (x, gate) = (form.draw(SHAPE), form.draw(SHAPE));
+        bencher.counter(ItemsCount::new(TOKENS * HEADS * SIZE)).bench_local(|| apply(form, x.clone(), gate.clone()));
+    }
+
+    #[divan::bench(args = ALL_FORMS)]
+    fn backward(bencher: Bencher, form: Form) {
+        let (x, gate, upstream) = (form.draw(SHAPE), form.draw(SHAPE), form.draw(SHAPE));
+        forward_backward(bencher.counter(ItemsCount::new(TOKENS * HEADS * SIZE)), &upstream, || {
+            apply(form, tracked(&x), tracked(&gate))
         });
     }
 }
@@ -145,20 +255,20 @@ mod gated_activation {
 
     fn apply(form: Form, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         match form {
-            Form::Fast => swiglu(gate, up),
+            Form::Fast | Form::Bf16 => swiglu(gate, up),
             Form::Reference => reference::swiglu(gate, up),
         }
     }
 
-    #[divan::bench(args = FORMS)]
+    #[divan::bench(args = ALL_FORMS)]
     fn forward(bencher: Bencher, form: Form) {
-        let (gate, up) = (draw([TOKENS, WIDE]), draw([TOKENS, WIDE]));
+        let (gate, up) = (form.draw([TOKENS, WIDE]), form.draw([TOKENS, WIDE]));
         bencher.counter(ItemsCount::new(TOKENS * WIDE)).bench_local(|| apply(form, gate.clone(), up.clone()));
     }
 
-    #[divan::bench(args = FORMS)]
+    #[divan::bench(args = ALL_FORMS)]
     fn backward(bencher: Bencher, form: Form) {
-        let (gate, up, upstream) = (draw([TOKENS, WIDE]), draw([TOKENS, WIDE]), draw([TOKENS, WIDE]));
+        let (gate, up, upstream) = (form.draw([TOKENS, WIDE]), form.draw([TOKENS, WIDE]), form.draw([TOKENS, WIDE]));
         forward_backward(bencher.counter(ItemsCount::new(TOKENS * WIDE)), &upstream, || {
             apply(form, tracked(&gate), tracked(&up))
         });
@@ -172,28 +282,28 @@ mod causal_attention {
     /// Multiply-adds of both products on the visible half of the scores, twice that for their gradients.
     const FLOPS: usize = 2 * 2 * HEADS * SIZE * TOKENS * TOKENS / 2;
 
-    fn operands() -> ([Tensor<3>; 3], Arc<Segments>) {
-        let heads = |heads| draw([TOKENS, heads, SIZE]);
+    fn operands(form: Form) -> ([Tensor<3>; 3], Arc<Segments>) {
+        let heads = |heads| form.draw([TOKENS, heads, SIZE]);
         ([heads(HEADS), heads(KV_HEADS), heads(KV_HEADS)], Segments::packed(&[TOKENS]))
     }
 
     fn apply(form: Form, [q, k, v]: [Tensor<3>; 3], segments: &Arc<Segments>) -> Tensor<3> {
         match form {
-            Form::Fast => attention(q, k, v, segments, 0.125, None),
+            Form::Fast | Form::Bf16 => attention(q, k, v, segments, 0.125, None),
             Form::Reference => reference::attention(q, k, v, segments, 0.125, None),
         }
     }
 
-    #[divan::bench(args = FORMS)]
+    #[divan::bench(args = ALL_FORMS)]
     fn forward(bencher: Bencher, form: Form) {
-        let (operands, segments) = operands();
+        let (operands, segments) = operands(form);
         bencher.counter(ItemsCount::new(FLOPS)).bench_local(|| apply(form, operands.clone(), &segments));
     }
 
-    #[divan::bench(args = FORMS)]
+    #[divan::bench(args = ALL_FORMS)]
     fn backward(bencher: Bencher, form: Form) {
-        let (operands, segments) = operands();
-        let upstream = draw([TOKENS, HEADS, SIZE]);
+        let (operands, segments) = operands(form);
+        let upstream = form.draw([TOKENS, HEADS, SIZE]);
         forward_backward(bencher.counter(ItemsCount::new(3 * FLOPS)), &upstream, || {
             apply(form, operands.each_ref().map(tracked), &segments)
         });
@@ -210,7 +320,7 @@ mod head {
         let targets: Vec<i32> = (0..TOKENS).map(|token| (token * 97 % VOCABULARY) as i32).collect();
         let weights = [1.0 / TOKENS as f32; TOKENS];
         bencher.counter(ItemsCount::new(2 * 2 * TOKENS * HIDDEN * VOCABULARY)).bench_local(|| match form {
-            Form::Fast => head_loss(h.clone(), head.clone(), &targets, &weights),
+            Form::Fast | Form::Bf16 => head_loss(h.clone(), head.clone(), &targets, &weights),
             Form::Reference => reference::head_loss(h.clone(), head.clone(), &targets, &weights, false),
         });
     }
@@ -262,13 +372,13 @@ mod experts {
         /// What a sparse layer does behind its router.
         fn apply(&self, form: Form, x: &Tensor<2>) -> Tensor<2> {
             let map = |x: &Tensor<2>, weight: &Tensor<3>| match form {
-                Form::Fast => grouped_linear(x, weight, &self.groups, None),
+                Form::Fast | Form::Bf16 => grouped_linear(x, weight, &self.groups, None),
                 Form::Reference => reference::grouped_linear(x, weight, &self.groups, None),
             };
             let both = map(&x.clone().select(0, self.token_of_row.clone()), &self.gate_up);
             let (gate, up) = (both.clone().narrow(1, 0, INNER), both.narrow(1, INNER, INNER));
             let inner = match form {
-                Form::Fast => swiglu(gate, up),
+                Form::Fast | Form::Bf16 => swiglu(gate, up),
                 Form::Reference => reference::swiglu(gate, up),
             };
             let y: Tensor<3> =
@@ -308,20 +418,21 @@ mod linear_attention {
         fn apply(form: Form, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
             let segments = Segments::packed(&[TOKENS]);
             match form {
-                Form::Fast => causal_conv(x, weight, None, &segments),
+                Form::Fast | Form::Bf16 => causal_conv(x, weight, None, &segments),
                 Form::Reference => reference::causal_conv(x, weight, None, &segments),
             }
         }
 
-        #[divan::bench(args = FORMS)]
+        #[divan::bench(args = ALL_FORMS)]
         fn forward(bencher: Bencher, form: Form) {
-            let (x, weight) = (draw([TOKENS, CHANNELS]), draw([CHANNELS, 4]));
+            let (x, weight) = (form.draw([TOKENS, CHANNELS]), draw([CHANNELS, 4]));
             bencher.counter(ItemsCount::new(TOKENS * CHANNELS)).bench_local(|| apply(form, x.clone(), weight.clone()));
         }
 
-        #[divan::bench(args = FORMS)]
+        #[divan::bench(args = ALL_FORMS)]
         fn backward(bencher: Bencher, form: Form) {
-            let (x, weight, upstream) = (draw([TOKENS, CHANNELS]), draw([CHANNELS, 4]), draw([TOKENS, CHANNELS]));
+            let (x, weight, upstream) =
+                (form.draw([TOKENS, CHANNELS]), draw([CHANNELS, 4]), form.draw([TOKENS, CHANNELS]));
             forward_backward(bencher.counter(ItemsCount::new(TOKENS * CHANNELS)), &upstream, || {
                 apply(form, tracked(&x), weight.clone())
             });
@@ -336,21 +447,21 @@ mod linear_attention {
 
         fn apply(form: Form, x: Tensor<3>, z: Tensor<3>, weight: Tensor<1>) -> Tensor<3> {
             match form {
-                Form::Fast => gated_norm(x, z, weight, 1e-6),
+                Form::Fast | Form::Bf16 => gated_norm(x, z, weight, 1e-6),
                 Form::Reference => reference::gated_norm(x, z, weight, 1e-6),
             }
         }
 
-        #[divan::bench(args = FORMS)]
+        #[divan::bench(args = ALL_FORMS)]
         fn forward(bencher: Bencher, form: Form) {
-            let (x, z, weight) = (draw(SHAPE), draw(SHAPE), draw([HEAD]));
+            let (x, z, weight) = (form.draw(SHAPE), form.draw(SHAPE), draw([HEAD]));
             let items = ItemsCount::new(TOKENS * VALUE_HEADS * HEAD);
             bencher.counter(items).bench_local(|| apply(form, x.clone(), z.clone(), weight.clone()));
         }
 
-        #[divan::bench(args = FORMS)]
+        #[divan::bench(args = ALL_FORMS)]
         fn backward(bencher: Bencher, form: Form) {
-            let (x, z, weight, upstream) = (draw(SHAPE), draw(SHAPE), draw([HEAD]), draw(SHAPE));
+            let (x, z, weight, upstream) = (form.draw(SHAPE), form.draw(SHAPE), draw([HEAD]), form.draw(SHAPE));
             forward_backward(bencher.counter(ItemsCount::new(TOKENS * VALUE_HEADS * HEAD)), &upstream, || {
                 apply(form, tracked(&x), tracked(&z), weight.clone())
             });
@@ -369,8 +480,8 @@ mod linear_attention {
         }
 
         impl Operands {
-            fn draw(tokens: usize, share: usize) -> Self {
-                let heads = |heads| draw([tokens, heads / share, HEAD]);
+            fn draw(form: Form, tokens: usize, share: usize) -> Self {
+                let heads = |heads| form.draw([tokens, heads / share, HEAD]);
                 let gate = || draw([tokens, VALUE_HEADS / share]);
                 let heads = [heads(KEY_HEADS), heads(KEY_HEADS), heads(VALUE_HEADS)];
                 Self { heads, gates: [gate() * 0.5 - 0.5, gate() * 0.5 + 0.5], segments: Segments::packed(&[tokens]) }
@@ -384,53 +495,53 @@ mod linear_attention {
             fn apply(&self, form: Form) -> Tensor<3> {
                 let ([q, k, v], [g, beta]) = (self.heads.clone(), self.gates.clone());
                 match form {
-                    Form::Fast => gated_delta(q, k, v, g, beta, &self.segments),
+                    Form::Fast | Form::Bf16 => gated_delta(q, k, v, g, beta, &self.segments),
                     Form::Reference => reference::gated_delta(q, k, v, g, beta, &self.segments),
                 }
             }
 
-            fn upstream(&self) -> Tensor<3> {
-                draw(self.heads[2].dims())
+            fn upstream(&self, form: Form) -> Tensor<3> {
+                form.draw(self.heads[2].dims())
             }
         }
 
-        #[divan::bench(args = FORMS)]
+        #[divan::bench(args = ALL_FORMS)]
         fn forward(bencher: Bencher, form: Form) {
-            let operands = Operands::draw(128, 4);
+            let operands = Operands::draw(form, 128, 4);
             bencher.bench_local(|| operands.apply(form));
         }
 
-        #[divan::bench(args = FORMS)]
+        #[divan::bench(args = ALL_FORMS)]
         fn backward(bencher: Bencher, form: Form) {
-            let operands = Operands::draw(128, 4);
-            forward_backward(bencher, &operands.upstream(), || operands.tracked().apply(form));
+            let operands = Operands::draw(form, 128, 4);
+            forward_backward(bencher, &operands.upstream(form), || operands.tracked().apply(form));
         }
 
         /// One token of generation.
-        #[divan::bench(args = FORMS)]
+        #[divan::bench(args = ALL_FORMS)]
         fn step(bencher: Bencher, form: Form) {
-            let Operands { heads: [q, k, v], gates: [g, beta], .. } = Operands::draw(1, 1);
+            let Operands { heads: [q, k, v], gates: [g, beta], .. } = Operands::draw(form, 1, 1);
             let state = draw([VALUE_HEADS, HEAD, HEAD]);
             bencher.bench_local(|| {
                 let [q, k, v, state] = [&q, &k, &v, &state].map(Tensor::clone);
                 match form {
-                    Form::Fast => gated_delta_step(state, q, k, v, g.clone(), beta.clone()),
+                    Form::Fast | Form::Bf16 => gated_delta_step(state, q, k, v, g.clone(), beta.clone()),
                     Form::Reference => reference::gated_delta_step(state, q, k, v, g.clone(), beta.clone()),
                 }
             });
         }
 
         /// What `scripts/bench_delta.py` gives torch.
-        #[divan::bench]
-        fn long_forward(bencher: Bencher) {
-            let operands = Operands::draw(1024, 1);
-            bencher.bench_local(|| operands.apply(Form::Fast));
+        #[divan::bench(args = [Form::Fast, Form::Bf16])]
+        fn long_forward(bencher: Bencher, form: Form) {
+            let operands = Operands::draw(form, 1024, 1);
+            bencher.bench_local(|| operands.apply(form));
         }
 
-        #[divan::bench]
-        fn long_backward(bencher: Bencher) {
-            let operands = Operands::draw(1024, 1);
-            forward_backward(bencher, &operands.upstream(), || operands.tracked().apply(Form::Fast));
+        #[divan::bench(args = [Form::Fast, Form::Bf16])]
+        fn long_backward(bencher: Bencher, form: Form) {
+            let operands = Operands::draw(form, 1024, 1);
+            forward_backward(bencher, &operands.upstream(form), || operands.tracked().apply(form));
         }
     }
 }

@@ -12,8 +12,13 @@ use burn_flex::{FlexTensor, Layout};
 use super::columns::Columns;
 use super::vector;
 
-/// Elements of a piece where an operation has no rows: a widened piece stays in the first-level cache.
+/// Elements that are widened at once: few enough to stay in the first-level cache, many enough to be worth the call.
 pub(crate) const PIECE: usize = 1024;
+
+/// Rows that are widened at once.
+pub(crate) fn rows_of_piece(size: usize) -> usize {
+    (PIECE / size.max(1)).max(1)
+}
 
 /// What a tensor on burn-flex holds.
 pub(crate) trait Element: Copy + Default + Debug + Send + Sync + 'static {

@@ -9,7 +9,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
-use crate::cpu::element::{Element, by_element, narrowed, wide};
+use crate::cpu::element::{Element, by_element, narrowed, rows_of_piece, wide};
 use crate::cpu::operand::{Operand, contiguous, record};
 use crate::cpu::rows::{filled_two, sum_blocks};
 use crate::cpu::vector;
@@ -37,12 +37,20 @@ fn forward<E: Element, const D: usize>(parents: [Operand; 3], shape: [usize; D],
     let (y, rstd) = filled_two(rows, [size, 1], |first, block: &mut [E], rstd: &mut [f32]| {
         let [mut wide_x, mut wide_z, mut wide_y] = [const { Vec::new() }; 3];
         let mut normed = vec![0.0; size];
-        for ((y, rstd), row) in block.chunks_exact_mut(size).zip(rstd).zip(first..) {
-            let x = E::read(&x_values[row * size..][..size], &mut wide_x);
-            let z = E::read(&z_values[row * size..][..size], &mut wide_z);
-            *rstd = inverse_rms(x, eps);
-            vector::scaled_product(&mut normed, x, *rstd, &factors);
-            E::write(y, &mut wide_y, |y| vector::swiglu(y, z, &normed));
+        let step = rows_of_piece(size);
+        let pieces = block.chunks_mut(step * size).zip(rstd.chunks_mut(step)).zip((first..).step_by(step));
+        for ((y, rstd), row) in pieces {
+            let range = row * size..row * size + y.len();
+            let x = E::read(&x_values[range.clone()], &mut wide_x);
+            let z = E::read(&z_values[range], &mut wide_z);
+            E::write(y, &mut wide_y, |y| {
+                let rows = y.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(z.chunks_exact(size)).zip(rstd);
+                for (((y, x), z), rstd) in rows {
+                    *rstd = inverse_rms(x, eps);
+                    vector::scaled_product(&mut normed, x, *rstd, &factors);
+                    vector::swiglu(y, z, &normed);
+                }
+            });
         }
     });
     record(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { x, z, rstd, weight })
@@ -99,14 +107,23 @@ impl<E: Element> Rows<'_, E> {
         filled_two(self.rstd.len(), [size, size], |first, dx: &mut [E], dz: &mut [E]| {
             let [mut wide_x, mut wide_z, mut wide_dy, mut wide_dx, mut wide_dz] = [const { Vec::new() }; 5];
             let (mut normed, mut dnormed) = (vec![0.0; size], vec![0.0; size]);
-            for ((dx, dz), row) in dx.chunks_exact_mut(size).zip(dz.chunks_exact_mut(size)).zip(first..) {
-                let (range, rstd) = (row * size..(row + 1) * size, self.rstd[row]);
+            let step = rows_of_piece(size);
+            let pieces = dx.chunks_mut(step * size).zip(dz.chunks_mut(step * size)).zip((first..).step_by(step));
+            for ((dx, dz), row) in pieces {
+                let range = row * size..row * size + dx.len();
                 let x = E::read(&self.x[range.clone()], &mut wide_x);
                 let z = E::read(&self.z[range.clone()], &mut wide_z);
                 let dy = E::read(&self.dy[range], &mut wide_dy);
-                vector::scaled_product(&mut normed, x, rstd, self.factors);
-                E::write(dz, &mut wide_dz, |dz| vector::swiglu_backward(dz, &mut dnormed, z, &normed, dy));
-                E::write(dx, &mut wide_dx, |dx| row_gradient(dx, x, &dnormed, rstd, self.factors));
+                let mut both = |dx: &mut [f32], dz: &mut [f32]| {
+                    let gradients = dx.chunks_exact_mut(size).zip(dz.chunks_exact_mut(size));
+                    let operands = x.chunks_exact(size).zip(z.chunks_exact(size)).zip(dy.chunks_exact(size));
+                    for (((dx, dz), ((x, z), dy)), rstd) in gradients.zip(operands).zip(&self.rstd[row..]) {
+                        vector::scaled_product(&mut normed, x, *rstd, self.factors);
+                        vector::swiglu_backward(dz, &mut dnormed, z, &normed, dy);
+                        row_gradient(dx, x, &dnormed, *rstd, self.factors);
+                    }
+                };
+                E::write(dx, &mut wide_dx, |dx| E::write(dz, &mut wide_dz, |dz| both(dx, dz)));
             }
         })
     }

@@ -9,7 +9,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
-use crate::cpu::element::{Element, by_element, narrowed, wide};
+use crate::cpu::element::{Element, by_element, narrowed, rows_of_piece, wide};
 use crate::cpu::operand::{Operand, contiguous, record};
 use crate::cpu::rows::{filled, filled_two, sum_blocks};
 use crate::cpu::vector;
@@ -37,10 +37,16 @@ fn forward<E: Element, const D: usize>(
     let rows = values.len().checked_div(size).unwrap_or(0);
     let (y, rstd) = filled_two(rows, [size, 1], |first, block: &mut [E], rstd: &mut [f32]| {
         let [mut wide_x, mut wide_y] = [const { Vec::new() }; 2];
-        for ((y, rstd), row) in block.chunks_exact_mut(size).zip(rstd).zip(first..) {
-            let x = E::read(&values[row * size..][..size], &mut wide_x);
-            *rstd = inverse_rms(x, eps);
-            E::write(y, &mut wide_y, |y| vector::scaled_product(y, x, *rstd, &factors));
+        let step = rows_of_piece(size);
+        let pieces = block.chunks_mut(step * size).zip(rstd.chunks_mut(step)).zip((first..).step_by(step));
+        for ((y, rstd), row) in pieces {
+            let x = E::read(&values[row * size..][..y.len()], &mut wide_x);
+            E::write(y, &mut wide_y, |y| {
+                for ((y, x), rstd) in y.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(rstd) {
+                    *rstd = inverse_rms(x, eps);
+                    vector::scaled_product(y, x, *rstd, &factors);
+                }
+            });
         }
     });
     record(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { x, rstd, weight, zero_centred })
@@ -92,10 +98,16 @@ fn input_gradient<E: Element>(x: &[E], dy: &[E], rstd: &[f32], factors: &[f32]) 
     let size = factors.len();
     filled(x.len(), size, |first, block: &mut [E]| {
         let [mut wide_x, mut wide_dy, mut wide_dx] = [const { Vec::new() }; 3];
-        for (dx, row) in block.chunks_exact_mut(size).zip(first..) {
-            let x = E::read(&x[row * size..][..size], &mut wide_x);
-            let dy = E::read(&dy[row * size..][..size], &mut wide_dy);
-            E::write(dx, &mut wide_dx, |dx| row_gradient(dx, x, dy, rstd[row], factors));
+        let step = rows_of_piece(size);
+        for (dx, row) in block.chunks_mut(step * size).zip((first..).step_by(step)) {
+            let range = row * size..row * size + dx.len();
+            let (x, dy) = (E::read(&x[range.clone()], &mut wide_x), E::read(&dy[range], &mut wide_dy));
+            E::write(dx, &mut wide_dx, |dx| {
+                let rows = dx.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(dy.chunks_exact(size));
+                for (((dx, x), dy), rstd) in rows.zip(&rstd[row..]) {
+                    row_gradient(dx, x, dy, *rstd, factors);
+                }
+            });
         }
     })
 }

@@ -70,6 +70,11 @@ fn bf16_is_f32_rounded_once() {
         let y = rope(fast.clone(), cos.clone(), sin.clone());
         let expected = reference::rope(exact.clone(), cos, sin);
         assert_rounded(&y, &expected, "y");
+        if tokens == 0 {
+            // The reference loses its tape: Burn's `cat` leaves out what is empty.
+            assert_eq!(fast.grad(&backward(&y, &upstream)).unwrap().dims(), shape);
+            continue;
+        }
         let dx = fast.grad(&backward(&y, &upstream)).unwrap();
         assert_rounded(&dx, &exact.grad(&backward(&expected, &wide(&upstream))).unwrap(), "dx");
     }

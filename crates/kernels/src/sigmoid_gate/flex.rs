@@ -9,7 +9,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
-use crate::cpu::element::{Element, by_element};
+use crate::cpu::element::{Element, by_element, rows_of_piece};
 use crate::cpu::operand::{Operand, contiguous, record};
 use crate::cpu::rows::{filled, filled_two};
 use crate::cpu::vector;
@@ -46,14 +46,17 @@ impl Gated {
         let ([rows, size, gates], x, gate) = (self.sizes(), E::slice(&self.x), E::slice(&self.gate));
         filled(rows * size, size, |first, block: &mut [E]| {
             let [mut wide_x, mut wide_gate, mut wide_y] = [const { Vec::new() }; 3];
-            for (y, row) in block.chunks_exact_mut(size).zip(first..) {
-                let x = E::read(&x[row * size..][..size], &mut wide_x);
-                let gate = E::read(&gate[row * gates..][..gates], &mut wide_gate);
+            let step = rows_of_piece(size);
+            for (y, row) in block.chunks_mut(step * size).zip((first..).step_by(step)) {
+                let rows = y.len() / size;
+                let x = E::read(&x[row * size..][..y.len()], &mut wide_x);
+                let gate = E::read(&gate[row * gates..][..rows * gates], &mut wide_gate);
                 E::write(y, &mut wide_y, |y| {
                     if gates == size {
-                        vector::sigmoid_gate(y, x, gate);
-                    } else {
-                        vector::scaled(y, x, vector::sigmoid(gate[0]));
+                        return vector::sigmoid_gate(y, x, gate);
+                    }
+                    for ((y, x), gate) in y.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(gate) {
+                        vector::scaled(y, x, vector::sigmoid(*gate));
                     }
                 });
             }
@@ -65,21 +68,25 @@ impl Gated {
         let ([rows, size, gates], x, gate) = (self.sizes(), E::slice(&self.x), E::slice(&self.gate));
         filled_two(rows, [size, gates], |first, dx: &mut [E], dgate: &mut [E]| {
             let [mut wide_x, mut wide_gate, mut wide_dy, mut wide_dx, mut wide_dgate] = [const { Vec::new() }; 5];
-            for ((dx, dgate), row) in dx.chunks_exact_mut(size).zip(dgate.chunks_exact_mut(gates)).zip(first..) {
-                let x = E::read(&x[row * size..][..size], &mut wide_x);
-                let dy = E::read(&dy[row * size..][..size], &mut wide_dy);
-                let gate = E::read(&gate[row * gates..][..gates], &mut wide_gate);
-                E::write(dgate, &mut wide_dgate, |dgate| {
-                    E::write(dx, &mut wide_dx, |dx| {
-                        if gates == size {
-                            vector::sigmoid_gate_backward(dx, dgate, x, gate, dy);
-                        } else {
-                            let s = vector::sigmoid(gate[0]);
-                            vector::scaled(dx, dy, s);
-                            dgate[0] = vector::dot(dx, x) * (1.0 - s);
-                        }
-                    });
-                });
+            let step = rows_of_piece(size);
+            let pieces = dx.chunks_mut(step * size).zip(dgate.chunks_mut(step * gates)).zip((first..).step_by(step));
+            for ((dx, dgate), row) in pieces {
+                let range = row * size..row * size + dx.len();
+                let x = E::read(&x[range.clone()], &mut wide_x);
+                let dy = E::read(&dy[range], &mut wide_dy);
+                let gate = E::read(&gate[row * gates..][..dgate.len()], &mut wide_gate);
+                let both = |dx: &mut [f32], dgate: &mut [f32]| {
+                    if gates == size {
+                        return vector::sigmoid_gate_backward(dx, dgate, x, gate, dy);
+                    }
+                    let operands = x.chunks_exact(size).zip(dy.chunks_exact(size)).zip(gate);
+                    for ((dx, dgate), ((x, dy), gate)) in dx.chunks_exact_mut(size).zip(dgate).zip(operands) {
+                        let s = vector::sigmoid(*gate);
+                        vector::scaled(dx, dy, s);
+                        *dgate = vector::dot(dx, x) * (1.0 - s);
+                    }
+                };
+                E::write(dgate, &mut wide_dgate, |dgate| E::write(dx, &mut wide_dx, |dx| both(dx, dgate)));
             }
         })
     }
