@@ -135,12 +135,15 @@ def cast(model, out, dtype):
 
 
 def tokens(size, model, out):
+    """Ordinary tokens only: half a tool call or thought is a mistake in data that no run starts with."""
     rows, length = map(int, size.split("x"))
     config = json.loads((model / "config.json").read_text())
     vocab = (config.get("text_config") or config)["vocab_size"]
-    ids = np.random.Generator(np.random.PCG64(SEED)).integers(0, vocab, (rows, length))
+    added = [one["id"] for one in json.loads((model / "tokenizer.json").read_text())["added_tokens"]]
+    ordinary = np.setdiff1d(np.arange(vocab), added)
+    ids = np.random.Generator(np.random.PCG64(SEED)).choice(ordinary, (rows, length))
     pq.write_table(pa.table({"input_ids": pa.array(ids.tolist(), pa.list_(pa.int32()))}), out, compression="zstd", row_group_size=64)
-    print(f"{out}: {rows} rows of {length} tokens of {vocab}")
+    print(f"{out}: {rows} rows of {length} tokens of {len(ordinary)}")
 
 
 def main():
