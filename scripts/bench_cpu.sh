@@ -102,7 +102,7 @@ line() {
 for dtype in f32 bf16; do
     line tiny "$dtype" 4 30
     line qwen3_5-tiny "$dtype" 4 10
-    # The fastest of the three in each type on the machines tried: transformers itself takes grouped_mm in both.
+    # The faster of the two in each type, with frozen experts; transformers itself takes grouped_mm in both.
     experts=grouped_mm
     [ "$dtype" = f32 ] && experts=eager
     line moe-small "$dtype" 4 6 --torch-experts "$experts"
