@@ -203,12 +203,9 @@ fn ten_steps(golden: &Golden, device: &Device, training: &Training) -> (Vec<f64>
     let mut adamw = AdamW::new(config.clone(), &parameters);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for _ in 0..10 {
-        let (loss, mut g) = gradients(&decoder, &parameters, golden, 0);
+        let (loss, g) = gradients(&decoder, &parameters, golden, 0);
         let norm = g.norm();
-        if norm > config.max_grad_norm {
-            g.scale(config.max_grad_norm / (norm + 1e-6));
-        }
-        adamw.step(&mut parameters, &g, config.learning_rate);
+        adamw.step(&mut parameters, &g, config.clip(norm), config.learning_rate);
         losses.push(loss);
         norms.push(norm);
     }

@@ -16,6 +16,7 @@
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
+mod adamw;
 mod attention;
 mod causal_conv;
 #[cfg(feature = "cpu")]
@@ -36,6 +37,7 @@ mod oracle;
 
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
+    pub use crate::adamw::reference::{adamw, global_norm};
     pub use crate::attention::reference::attention;
     pub use crate::causal_conv::reference::causal_conv;
     pub use crate::gated_delta::reference::{gated_delta, gated_delta_step};
@@ -48,6 +50,7 @@ pub mod reference {
     pub use crate::token_logp::reference::{head_loss, token_logp};
 }
 
+pub use adamw::{AdamW, Trained, adamw, global_norm};
 pub use attention::attention;
 pub use causal_conv::{causal_conv, causal_conv_step};
 pub use dropout::Dropout;

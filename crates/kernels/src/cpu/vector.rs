@@ -49,9 +49,11 @@ macro_rules! multiversioned {
 }
 
 mod activation;
+mod adamw;
 pub(crate) mod delta;
 
 pub(crate) use activation::{silu, silu_backward, swiglu, swiglu_backward};
+pub(crate) use adamw::{AdamW, adamw};
 
 #[inline(always)]
 fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
