@@ -33,7 +33,9 @@ const HYBRID: &str = "datasets/tiny-qwen3_5";
 const EXPERTS: &str = "datasets/tiny-qwen3_moe";
 
 /// Replaces times, speeds, sizes in memory, digests and anything else that another machine shows otherwise.
-const FILTERS: [(&str, &str); 16] = [
+const FILTERS: [(&str, &str); 18] = [
+    (r"run\.threads +\d+ +[^\n]+", "run.threads  COUNT  REASON"),
+    (r#""run\.threads","value":\d+,"reason":"[^"]+""#, r#""run.threads","value":N,"reason":"REASON""#),
     (r"\d[\d,.]* (tok/s|tokens a second)", "SPEED $1"),
     (r"(eta|about) \d+:\d\d(:\d\d)?", "$1 TIME"),
     (r"tokens  \d+:\d\d", "tokens  TIME"),

@@ -9,6 +9,7 @@ mod kill;
 mod scene;
 mod smoke;
 mod stop;
+mod threads;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

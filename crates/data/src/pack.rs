@@ -114,6 +114,20 @@ mod tests {
         assert_eq!(rows(&[6, 5], Packing::None, 10), [vec![0], vec![1]]);
     }
 
+    /// Lengths like those of real documents, a step of a thousand of them.
+    #[test]
+    fn rows_are_full_to_97_in_a_hundred() {
+        let mut state = 1_u64;
+        let mut unit = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 11) as f64 / (1_u64 << 53) as f64
+        };
+        let lengths: Vec<usize> = (0..1024).map(|_| ((-(1.0 - unit()).ln() * 400.0) as usize).clamp(2, 2048)).collect();
+        let rows = rows(&lengths, Packing::BestFit, 2048);
+        let fill = lengths.iter().sum::<usize>() as f64 / (rows.len() * 2048) as f64;
+        assert!(fill > 0.97, "{fill}");
+    }
+
     #[test]
     fn micro_batches_are_few_and_similar() {
         assert_eq!(groups(&[9, 8, 2, 1], 2), [vec![0, 3], vec![1, 2]]);

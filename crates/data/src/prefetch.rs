@@ -36,7 +36,7 @@ pub(crate) struct Producer {
 impl Producer {
     pub(crate) fn new(dataset: Arc<Dataset>, plan: BatchPlan, cursor: Cursor) -> Result<Self, DataError> {
         check(&plan)?;
-        let threads = std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 8));
+        let threads = (rayon::current_num_threads() / 2).clamp(1, 8);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("data-{i}"))

@@ -19,6 +19,7 @@
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
+mod adamw;
 mod add;
 mod attention;
 mod causal_conv;
@@ -44,6 +45,7 @@ mod oracle;
 
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
+    pub use crate::adamw::reference::{adamw, global_norm};
     pub use crate::add::reference::add;
     pub use crate::attention::reference::attention;
     pub use crate::causal_conv::reference::causal_conv;
@@ -61,6 +63,7 @@ pub mod reference {
     pub use crate::token_logp::reference::{head_loss, token_logp};
 }
 
+pub use adamw::{AdamW, Trained, adamw, global_norm};
 pub use add::add;
 pub use attention::attention;
 pub use causal_conv::{causal_conv, causal_conv_step};

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
+use crate::frozen::frozen;
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
 use crate::parameters::{Parameters, Weight};
@@ -141,8 +142,18 @@ impl<'a> Builder<'a> {
         compute: bool,
     ) -> Result<Weight<D>, BuildError> {
         let name = self.join(name);
-        let values = self.site.model.read_f32(self.find(&name, &shape)?)?;
-        Ok(self.hold(name, shape, values, compute))
+        let stored = self.find(&name, &shape)?;
+        if self.trains(&name) {
+            let values = self.site.model.read_f32(stored)?;
+            let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
+            return Ok(Weight::Trained { slot, shape });
+        }
+        let dtype = if compute { self.site.dtype } else { DType::F32 };
+        Ok(Weight::Frozen(frozen(self.site.model, stored, shape, self.site.device, dtype)?))
+    }
+
+    fn trains(&self, name: &str) -> bool {
+        matches!(self.site.training, Training::Full(trained) if trained.contains(name))
     }
 
     /// The matrix `name` below the cursor, which takes part in products: of its rows these, or all.
@@ -153,18 +164,12 @@ impl<'a> Builder<'a> {
         let Some(rows) = rows else { return self.tensor(name, shape, true) };
         let name = self.join(name);
         let values = self.site.model.read_rows_f32(self.find(&name, &shape)?, rows)?;
-        Ok(self.hold(name, [rows.len(), shape[1]], values, true))
-    }
-
-    fn hold<const D: usize>(&self, name: String, shape: [usize; D], values: Vec<f32>, compute: bool) -> Weight<D> {
-        if let Training::Full(trained) = self.site.training
-            && trained.contains(&name)
-        {
+        let shape = [rows.len(), shape[1]];
+        if self.trains(&name) {
             let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
-            return Weight::Trained { slot, shape };
+            return Ok(Weight::Trained { slot, shape });
         }
-        let dtype = if compute { self.site.dtype } else { DType::F32 };
-        Weight::Frozen(Tensor::<D>::from_data(TensorData::new(values, shape), (self.site.device, dtype)))
+        Ok(Weight::Frozen(Tensor::from_data(TensorData::new(values, shape), (self.site.device, self.site.dtype))))
     }
 
     /// A linear layer `[out, in]`, with its adapter if the plan gives it one.

@@ -11,6 +11,7 @@ mod build;
 mod config;
 mod context;
 mod decoder;
+mod frozen;
 mod gated_delta;
 mod generate;
 mod linear;

@@ -46,17 +46,10 @@ impl Gradients {
         }
     }
 
-    /// `√Σ g²` over all slots, summed in f64 on the host from one f32 number a tensor.
+    /// `√Σ g²` over all slots.
     #[must_use]
     pub fn norm(&self) -> f64 {
-        self.slots.values().map(|g| f64::from((g.clone() * g.clone()).sum().into_scalar::<f32>())).sum::<f64>().sqrt()
-    }
-
-    /// Multiplies all by `factor`.
-    pub fn scale(&mut self, factor: f64) {
-        for g in self.slots.values_mut() {
-            *g = g.clone().mul_scalar(factor);
-        }
+        kernels::global_norm(&self.slots.values().collect::<Vec<_>>())
     }
 }
 

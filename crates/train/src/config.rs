@@ -45,6 +45,10 @@ pub struct RunConfig {
     /// `auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`.
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub device: String,
+    /// Threads on the CPU; `auto` or 0 takes all cores that the process may use, or `RAYON_NUM_THREADS` of them. Never
+    /// changes a result.
+    #[schemars(extend("x-may-change-on-resume" = true))]
+    pub threads: Auto<usize>,
     /// How many blocks run their forward again in the backward: `auto`, `none`, `all` or a number.
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub recompute: Recompute,
@@ -77,6 +81,7 @@ impl Default for RunConfig {
             global_tokens: None,
             micro_batch: Auto::Auto,
             device: "auto".to_owned(),
+            threads: Auto::Auto,
             recompute: Recompute::default(),
             memory: Auto::Auto,
             shuffle: true,

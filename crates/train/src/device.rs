@@ -18,6 +18,14 @@ pub struct OpenDevice {
     pub reason: String,
 }
 
+impl OpenDevice {
+    /// Whether [`qwen_tune_kernels::adamw`] has a form of its own here, which takes no memory.
+    #[must_use]
+    pub fn updates_in_place(&self) -> bool {
+        self.name == "cpu"
+    }
+}
+
 /// Faults of the recipe's choice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {

@@ -25,6 +25,7 @@ mod schedule;
 mod sink;
 mod state;
 mod stop;
+pub mod threads;
 
 pub use bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 pub use balance::{Balance, ExpertFigures};

@@ -1,6 +1,7 @@
 //! AdamW over all trainable tensors, and clipping by their global norm.
 
 use burn::tensor::Tensor;
+use qwen_tune_kernels as kernels;
 use qwen_tune_model::Parameters;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,14 @@ pub struct OptimizerConfig {
     pub eps: f64,
     /// Gradients are scaled down to this global norm; 0 never clips.
     pub max_grad_norm: f64,
+}
+
+impl OptimizerConfig {
+    /// What gradients of this norm are multiplied by, as torch's `clip_grad_norm_` does.
+    #[must_use]
+    pub fn clip(&self, norm: f64) -> f64 {
+        if self.max_grad_norm > 0.0 && norm > self.max_grad_norm { self.max_grad_norm / (norm + 1e-6) } else { 1.0 }
+    }
 }
 
 impl Default for OptimizerConfig {
@@ -70,26 +79,23 @@ impl AdamW {
         Self { config, steps: 0, first: zeros(), second: zeros() }
     }
 
-    /// One update of `parameters` with `gradients` already clipped:
-    /// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g²`, `p = p (1 - lr wd) - lr / (1 - b1^t) m / (√v / √(1 - b2^t) + eps)`.
-    /// A parameter without gradient is left alone.
-    pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients, learning_rate: f64) {
+    /// One update of `parameters` with `gradients` times `clip`, all of them at once: [`kernels::adamw`]. A parameter
+    /// without gradient is left alone.
+    pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients, clip: f64, learning_rate: f64) {
         self.steps += 1;
         let c = &self.config;
-        let correction1 = 1.0 - c.beta1.powi(self.steps as i32);
-        let correction2 = (1.0 - c.beta2.powi(self.steps as i32)).sqrt();
-        for (index, parameter) in parameters.iter_mut().enumerate() {
-            let Some(g) = gradients.get(index) else { continue };
-            let take = |slot: &mut Tensor<1>| std::mem::replace(slot, Tensor::empty([0], &g.device()));
-            let m = take(&mut self.first[index]).mul_scalar(c.beta1) + g.clone().mul_scalar(1.0 - c.beta1);
-            let v =
-                take(&mut self.second[index]).mul_scalar(c.beta2) + (g.clone() * g.clone()).mul_scalar(1.0 - c.beta2);
-            let denominator = v.clone().sqrt().div_scalar(correction2).add_scalar(c.eps);
-            let decay = if parameter.decays { 1.0 - learning_rate * c.weight_decay } else { 1.0 };
-            let value = take(&mut parameter.value).mul_scalar(decay);
-            parameter.value = value - (m.clone() / denominator).mul_scalar(learning_rate / correction1);
-            self.first[index] = m;
-            self.second[index] = v;
-        }
+        let moments = self.first.iter_mut().zip(&mut self.second);
+        let mut trained: Vec<kernels::Trained<'_>> = parameters
+            .iter_mut()
+            .zip(moments)
+            .enumerate()
+            .filter_map(|(slot, (parameter, (first, second)))| {
+                let weight_decay = if parameter.decays { c.weight_decay } else { 0.0 };
+                let (value, gradient) = (&mut parameter.value, gradients.get(slot)?);
+                Some(kernels::Trained { value, gradient, first, second, weight_decay })
+            })
+            .collect();
+        let OptimizerConfig { beta1, beta2, eps, .. } = *c;
+        kernels::adamw(&mut trained, &kernels::AdamW { step: self.steps, learning_rate, beta1, beta2, eps, clip });
     }
 }

@@ -179,7 +179,7 @@ impl Probe<'_> {
         let gradients = self.gradients(decoder, parameters, 0);
         let mut optimizer = AdamW::new(OptimizerConfig::default(), parameters);
         let numbers = parameters.elements().max(1) as f64;
-        fastest(|| optimizer.step(parameters, &gradients, 0.0)) / numbers
+        fastest(|| optimizer.step(parameters, &gradients, 1.0, 0.0)) / numbers
     }
 }
 

@@ -141,19 +141,16 @@ impl Run<'_> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
-        let (Passed { nats, balance }, mut gradients) = self.gradients(&data);
+        let (Passed { nats, balance }, gradients) = self.gradients(&data);
         let loss = nats / data.trained.max(1) as f64;
         let grad_norm = gradients.norm();
         if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
             self.refuse(sink, &data, reason, loss, grad_norm)?;
             return Ok(None);
         }
-        let limit = self.optimizer_config.max_grad_norm;
-        if limit > 0.0 && grad_norm > limit {
-            gradients.scale(limit / (grad_norm + 1e-6));
-        }
+        let clip = self.optimizer_config.clip(grad_norm);
         let learning_rate = self.optimizer_config.learning_rate * self.schedule.factor(number, self.state.total_steps);
-        self.optimizer.step(&mut self.parameters, &gradients, learning_rate);
+        self.optimizer.step(&mut self.parameters, &gradients, clip, learning_rate);
         if self.bad_steps.spike.is_some() {
             self.state.recent.push(loss, grad_norm);
         }

@@ -1,10 +1,36 @@
 //! Files mapped into memory, read-only.
 
-use std::{fs::File, ops::Range, path::Path};
+use std::{fs::File, ops::Range, path::Path, sync::Arc};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use crate::WeightError;
+
+/// Bytes of a mapped file, which stays mapped for as long as they live.
+///
+/// The map is private and read-only: whatever holds these bytes, the file does not change through them.
+#[derive(Debug, Clone)]
+pub struct MappedBytes {
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl MappedBytes {
+    /// Those of a range of the map.
+    ///
+    /// # Panics
+    /// If it reaches beyond its end.
+    pub(crate) fn new(map: &Arc<Mmap>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= map.len(), "invariant: a tensor lies within its file");
+        Self { map: map.clone(), range }
+    }
+}
+
+impl AsRef<[u8]> for MappedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
 
 /// Maps a whole file; an empty one is an empty map.
 pub(crate) fn map(path: &Path) -> Result<Mmap, WeightError> {
@@ -13,7 +39,7 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, WeightError> {
     // slices; weights are not edited in place, and reading every checkpoint into memory instead would double the
     // memory a model needs.
     #[expect(unsafe_code, reason = "memory-mapping a file")]
-    let map = unsafe { Mmap::map(&file) };
+    let map = unsafe { MmapOptions::new().map_copy_read_only(&file) };
     map.map_err(WeightError::io("map", path))
 }
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use crate::{Dtype, TensorInfo, WeightError, encoding};
+use crate::{Dtype, MappedBytes, TensorInfo, WeightError, encoding};
 
 /// Tensors that can be read by name in any order, from many threads.
 pub trait TensorSource: Send + Sync {
@@ -14,6 +14,11 @@ pub trait TensorSource: Send + Sync {
 
     /// The stored bytes of one: little-endian, C order, and exactly [`TensorInfo::bytes`] long.
     fn read(&self, name: &str) -> Result<Cow<'_, [u8]>, WeightError>;
+
+    /// The same bytes, where they lie in a mapped file; nothing if they lie elsewhere or have to be made first.
+    fn mapped(&self, _name: &str) -> Option<MappedBytes> {
+        None
+    }
 
     /// The elements of one as `f32`: F32 as stored, F16 and BF16 widened exactly, F64 rounded.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {

@@ -7,6 +7,7 @@ use qwen_tune_data::{Audit, Dataset, Encoder, LossOn, SourceConfig};
 use qwen_tune_model::ComputeDtype;
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device::{self, DeviceError, OpenDevice};
+use qwen_tune_train::threads::{self, Threads};
 use qwen_tune_train::{EvalConfig, EvalData, EvalSource, ObjectiveKind};
 
 use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults, trained};
@@ -17,6 +18,7 @@ use crate::recipe::{Purpose, Recipe, RecipeDoc};
 pub(super) struct Inputs {
     pub(super) model: ModelDir,
     pub(super) device: OpenDevice,
+    pub(super) threads: Threads,
     pub(super) trained: Trained,
     /// Rows to train on.
     pub(super) data: Dataset,
@@ -31,6 +33,7 @@ pub(super) struct Inputs {
 
 impl Inputs {
     pub(super) fn open(recipe: &Recipe, doc: &RecipeDoc, purpose: Purpose) -> Result<Self, Diagnostics> {
+        let threads = threads::begin(recipe.run.threads);
         let mut faults = Diagnostics::new();
         let model = faults.keep(open_directory(recipe, doc));
         let encoder = faults.keep(open_encoder(recipe, model.as_ref(), doc)).map(Arc::new);
@@ -63,7 +66,7 @@ impl Inputs {
         };
         let (device, said) = device;
         faults.extend(said);
-        Ok(Self { model, device, trained, data, held, audit, eval_audit, warnings: faults })
+        Ok(Self { model, device, threads, trained, data, held, audit, eval_audit, warnings: faults })
     }
 }
 
@@ -75,11 +78,13 @@ pub struct Opened {
     pub encoder: Arc<Encoder>,
 }
 
-/// Opens what `[model]` and `[tokens]` name.
+/// Opens what `[model]` and `[tokens]` name. Whoever uses a model begins here, and a plan in [`Inputs::open`]: threads are
+/// there from then on.
 ///
 /// # Errors
 /// With every fault of directory, weights, tokenizer and template.
 pub fn open_model(recipe: &Recipe, doc: &RecipeDoc) -> Result<Opened, Diagnostics> {
+    threads::begin(recipe.run.threads);
     let mut faults = Diagnostics::new();
     let model = faults.keep(open_directory(recipe, doc));
     let encoder = faults.keep(open_encoder(recipe, model.as_ref(), doc));

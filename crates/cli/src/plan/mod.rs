@@ -14,7 +14,7 @@ mod worst;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Audit, AuditLimits, BatchPlan, DataError, Dataset, Packing, StepSize};
-use qwen_tune_qwen::ModelDir;
+use qwen_tune_qwen::{Auto, ModelDir};
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{Artefact, EvalSet, Recompute};
 
@@ -126,7 +126,7 @@ impl Plan {
     /// # Errors
     /// With every fault of recipe, checkpoint and data that can be seen without running.
     pub fn make(recipe: &Recipe, doc: &RecipeDoc, purpose: Purpose) -> Result<Self, Diagnostics> {
-        let Inputs { model, device, trained, data, held, audit, eval_audit, warnings: mut faults } =
+        let Inputs { model, device, threads, trained, data, held, audit, eval_audit, warnings: mut faults } =
             Inputs::open(recipe, doc, purpose)?;
         let eval = recipe.eval.clone().unwrap_or_default();
 
@@ -135,6 +135,9 @@ impl Plan {
         let mut choose = |key: &str, value: toml::Value, reason: &str| choices.push(Choice::new(key, value, reason));
         if recipe.run.device == "auto" {
             choose("run.device", device.name.as_str().into(), &device.reason);
+        }
+        if matches!(recipe.run.threads, Auto::Auto | Auto::Value(0)) {
+            choose("run.threads", (threads.count as i64).into(), &threads.reason);
         }
         // Where there is one class only, there is nothing to decide.
         if let (Artefact::Adapter { layout, .. }, [_, _, ..]) = (&trained.artefact, model.key_layouts)

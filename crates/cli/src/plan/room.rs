@@ -105,6 +105,7 @@ impl Load<'_> {
             kept: Kept { layers: spec.layers.len() - way.recompute },
             head_rows: head_rows(spec.vocab_size) as u64,
             eval_tokens: eval.map_or(0, |extent| extent.tokens),
+            update_in_place: self.device.updates_in_place(),
         })
     }
 

@@ -22,6 +22,9 @@ impl Choice {
     }
 }
 
+/// Said beside its `auto`, not written in its place: an export of the run on another machine has other cores.
+const MACHINES_OWN: &str = "run.threads";
+
 /// Writes the recipe with the choices made; the text is itself a recipe that means the same.
 ///
 /// # Errors
@@ -31,7 +34,7 @@ pub fn to_resolved_toml(recipe: &Recipe, choices: &[Choice]) -> Result<String, t
     let adapter_by_default = recipe.lora.is_none() && recipe.full.is_none();
     recipe.lora = recipe.adapter();
     let mut table = Table::try_from(&recipe)?;
-    for choice in choices {
+    for choice in choices.iter().filter(|choice| choice.key != MACHINES_OWN) {
         set(&mut table, &choice.key, choice.value.clone());
     }
     // An adapter to go on from brings its own shape; writing another beside it would say something that is not so.

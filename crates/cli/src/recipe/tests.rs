@@ -102,6 +102,7 @@ reports! {
     three_run_lengths: with!("[run]\nepochs = 1\nsteps = 5\ntokens = 100");
     a_run_of_nothing: with!("[run]\nepochs = 0.0");
     two_batch_sizes: with!("[run]\nglobal_batch = 8\nglobal_tokens = 8192");
+    more_threads_than_there_can_be: with!("[run]\nthreads = 100000");
     batches_of_nothing: with!("[run]\nglobal_batch = 0\nmicro_batch = 0");
     a_length_without_room: with!("[tokens]\nmax_length = 0");
     a_mask_for_continued_pretraining: with!("[objective]\nkind = \"cpt\"\n\n[tokens]\nloss_on = \"last\"");

@@ -4,7 +4,8 @@
 //! what it was made of (a list that holds another twice prints twice as long), nor that a namespace can be put into itself
 //! and then has no end, nor what a few of Python's methods make. Those are weighed here, before they are made.
 
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::cell::Cell;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
 use std::time::Duration;
 
 use minijinja::value::ValueKind;
@@ -29,18 +30,39 @@ const MAX_PARTS: usize = 1 << 20;
 
 /// Runs on a thread with a deep stack, for as long as is reasonable. A template that is still running then is left to
 /// itself, as a thread cannot be stopped; the error it leads to ends the program.
+///
+/// Every caller's thread keeps one such thread for its next template: to start one takes as long as a short conversation
+/// takes to render.
 pub(super) fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let kept = WORKER.with(|worker| worker.take());
+    let worker = kept.map_or_else(start, Ok).map_err(|error| format!("no thread to run it on: {error}"))?;
     let (send, receive) = sync_channel(1);
-    std::thread::Builder::new()
-        .name("template".into())
-        .stack_size(STACK)
-        .spawn(move || send.send(contain(work)))
-        .map_err(|error| format!("no thread to run it on: {error}"))?;
+    // Nobody waits any more for what comes too late.
+    let job: Job = Box::new(move || drop(send.send(contain(work))));
+    let gone = || "the thread it ran on is gone".to_owned();
+    worker.send(job).map_err(|_| gone())?;
     match receive.recv_timeout(PATIENCE) {
-        Ok(result) => result.map_err(|panic| format!("the template engine failed: {panic}")),
+        Ok(result) => {
+            WORKER.with(|kept| kept.set(Some(worker)));
+            result.map_err(|panic| format!("the template engine failed: {panic}"))
+        }
         Err(RecvTimeoutError::Timeout) => Err(format!("it runs for longer than {} seconds", PATIENCE.as_secs())),
-        Err(RecvTimeoutError::Disconnected) => Err("the thread it ran on is gone".into()),
+        Err(RecvTimeoutError::Disconnected) => Err(gone()),
     }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+thread_local! {
+    /// The way to this thread's own; it ends when this is dropped.
+    static WORKER: Cell<Option<Sender<Job>>> = const { Cell::new(None) };
+}
+
+fn start() -> std::io::Result<Sender<Job>> {
+    let (send, jobs) = channel::<Job>();
+    let run = move || jobs.into_iter().for_each(|job| job());
+    std::thread::Builder::new().name("template".into()).stack_size(STACK).spawn(run)?;
+    Ok(send)
 }
 
 /// Refuses a source that is no template of anybody's.

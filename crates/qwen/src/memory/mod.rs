@@ -168,6 +168,8 @@ pub struct MemoryInput<'a> {
     pub head_rows: u64,
     /// Tokens of the largest batch of an evaluation; 0 without one.
     pub eval_tokens: u64,
+    /// Whether an update changes values and moments where they lie, instead of making new ones.
+    pub update_in_place: bool,
 }
 
 /// Bytes by purpose.
@@ -189,7 +191,7 @@ pub struct MemoryPlan {
     pub head: u64,
     /// What an evaluation takes, without tapes.
     pub eval: u64,
-    /// The update of the largest trained tensor.
+    /// The update of the largest trained tensor, where it takes anything.
     pub update: u64,
 }
 
@@ -250,7 +252,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
             activations(forward * input.eval_tokens)
                 .max(activations(3 * hidden * input.eval_tokens) + logits(input.eval_tokens) * 4)
         },
-        update: 4 * largest * 4,
+        update: if input.update_in_place { 0 } else { 4 * largest * 4 },
     }
 }
 

@@ -117,6 +117,7 @@ fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
         kept: Kept { layers },
         head_rows: 512,
         eval_tokens: 4096,
+        update_in_place: false,
     })
 }
 
@@ -161,6 +162,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
             kept: Kept { layers: 4 },
             head_rows: 512,
             eval_tokens: 0,
+            update_in_place: true,
         })
         .kept
     };

@@ -21,7 +21,7 @@ use std::{
 };
 
 use qwen_tune_weights::lock::{Cache, Lock};
-use qwen_tune_weights::{Checkpoint, TensorSource, WeightError, encoding};
+use qwen_tune_weights::{Checkpoint, Dtype, MappedBytes, TensorSource, WeightError, encoding};
 use serde_json::Value;
 
 pub use error::ModelError;
@@ -187,6 +187,34 @@ impl ModelDir {
             values.extend_from_slice(&read);
         }
         Ok(values)
+    }
+
+    /// The bytes of a tensor of the inventory where they lie in a mapped file; nothing unless they lie in one piece, with
+    /// elements of this type, at a place where such elements may be read.
+    pub fn mapped(&self, tensor: &TensorSpec, dtype: Dtype) -> Option<MappedBytes> {
+        let [part] = &self.parts(tensor)[..] else { return None };
+        let bytes = self.mapped_part(part, dtype)?;
+        (bytes.as_ref().as_ptr() as usize).is_multiple_of(dtype.size()).then_some(bytes)
+    }
+
+    /// Copies a tensor of the inventory out of mapped files as it is stored, without widening it, and gives its pages back;
+    /// nothing unless all of it is in bf16 there. Elements are bit patterns.
+    pub fn read_bf16(&self, tensor: &TensorSpec) -> Option<Vec<u16>> {
+        let parts = self.parts(tensor);
+        let stored: Vec<MappedBytes> =
+            parts.iter().map(|part| self.mapped_part(part, Dtype::BF16)).collect::<Option<_>>()?;
+        let mut halves = Vec::with_capacity(tensor.elements() as usize);
+        for (part, bytes) in parts.iter().zip(stored) {
+            let (pairs, _) = bytes.as_ref().as_chunks::<2>();
+            halves.extend(pairs.iter().map(|&pair| u16::from_le_bytes(pair)));
+            self.checkpoint.release(&part.name);
+        }
+        Some(halves)
+    }
+
+    fn mapped_part(&self, part: &Part, dtype: Dtype) -> Option<MappedBytes> {
+        self.checkpoint.info(&part.name).filter(|info| info.dtype == dtype)?;
+        self.checkpoint.mapped(&part.name)
     }
 
     /// Reads rows of a matrix of the inventory, by index and in this order; no more of it is brought into memory.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use qwen_tune_weights::{Checkpoint, Layout, ShardInfo, TensorInfo, TensorSource, WeightError};
+use qwen_tune_weights::{Checkpoint, Layout, MappedBytes, ShardInfo, TensorInfo, TensorSource, WeightError};
 
 use crate::gguf::GgufModel;
 
@@ -53,6 +53,10 @@ impl TensorSource for Weights {
 
     fn read(&self, name: &str) -> Result<Cow<'_, [u8]>, WeightError> {
         self.source().read(name)
+    }
+
+    fn mapped(&self, name: &str) -> Option<MappedBytes> {
+        self.source().mapped(name)
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {

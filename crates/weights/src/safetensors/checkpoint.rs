@@ -7,6 +7,7 @@ use std::{
     fs,
     ops::Range,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use memmap2::Mmap;
@@ -14,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Index, Layout, ShardInfo, header};
-use crate::{TensorInfo, TensorSource, WeightError, mapped};
+use crate::{MappedBytes, TensorInfo, TensorSource, WeightError, mapped};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -23,7 +24,7 @@ const INDEX: &str = "model.safetensors.index.json";
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    files: Vec<Mmap>,
+    files: Vec<Arc<Mmap>>,
     layout: Layout,
     infos: Vec<TensorInfo>,
     places: HashMap<String, Place>,
@@ -158,7 +159,7 @@ impl Checkpoint {
             self.infos.push(entry.info);
             tensors.push(tensor);
         }
-        self.files.push(map);
+        self.files.push(Arc::new(map));
         self.layout.shards.push(ShardInfo { file_name: name.to_owned(), tensors, metadata: header.metadata });
         Ok(())
     }
@@ -183,6 +184,11 @@ impl TensorSource for Checkpoint {
     fn read(&self, name: &str) -> Result<Cow<'_, [u8]>, WeightError> {
         let place = self.place(name)?;
         Ok(Cow::Borrowed(&self.files[place.file][place.range.clone()]))
+    }
+
+    fn mapped(&self, name: &str) -> Option<MappedBytes> {
+        let place = self.places.get(name)?;
+        Some(MappedBytes::new(&self.files[place.file], place.range.clone()))
     }
 
     fn release(&self, name: &str) {

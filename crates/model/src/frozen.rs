@@ -1,0 +1,124 @@
+//! Frozen tensors on their device: the file mapping itself where the checkpoint holds them as the model does, else a copy.
+
+use burn::tensor::{AllocationProperty, Bytes, DType, Device, Tensor, TensorData};
+use qwen_tune_qwen::{ModelDir, TensorSpec};
+use qwen_tune_weights::{Dtype, MappedBytes, WeightError};
+
+/// A tensor of the inventory, held as `dtype`.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn frozen<const D: usize>(
+    model: &ModelDir,
+    tensor: &TensorSpec,
+    shape: [usize; D],
+    device: &Device,
+    dtype: DType,
+) -> Result<Tensor<D>, WeightError> {
+    let data = match mapped(model, tensor, &shape, dtype) {
+        Some(data) => data,
+        None => copied(model, tensor, &shape, dtype)?,
+    };
+    Ok(Tensor::from_data(data, (device, dtype)))
+}
+
+/// Files are little-endian; elsewhere their bytes are no numbers yet.
+fn mapped(model: &ModelDir, tensor: &TensorSpec, shape: &[usize], dtype: DType) -> Option<TensorData> {
+    let stored = match dtype {
+        DType::F32 => Dtype::F32,
+        DType::BF16 => Dtype::BF16,
+        _ => return None,
+    };
+    let bytes = model.mapped(tensor, stored).filter(|_| cfg!(target_endian = "little"))?;
+    Some(in_place(bytes, shape, dtype))
+}
+
+/// Data in the mapping. The first write to it, if there ever is one, copies it: see [`Bytes::from_shared`].
+fn in_place(bytes: MappedBytes, shape: &[usize], dtype: DType) -> TensorData {
+    let bytes = Bytes::from_shared(bytes::Bytes::from_owner(bytes), AllocationProperty::File);
+    TensorData::from_bytes(bytes, shape.to_vec(), dtype)
+}
+
+fn copied(model: &ModelDir, tensor: &TensorSpec, shape: &[usize], dtype: DType) -> Result<TensorData, WeightError> {
+    if dtype == DType::BF16
+        && let Some(halves) = model.read_bf16(tensor)
+    {
+        return Ok(TensorData::from_bytes(Bytes::from_elems(halves), shape.to_vec(), dtype));
+    }
+    Ok(TensorData::new(model.read_f32(tensor)?, shape.to_vec()))
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use burn::backend::Flex;
+    use qwen_tune_weights::{Checkpoint, Metadata, SafetensorsWriter, TensorInfo, TensorSink, TensorSource, encoding};
+
+    use super::*;
+
+    const VALUES: [f32; 6] = [1.5, -2.0, 3.25, 0.0, -0.5, 8.0];
+
+    fn write(path: &Path, dtype: Dtype) -> Checkpoint {
+        let info = TensorInfo::new("w", dtype, [2, 3]);
+        let mut writer = SafetensorsWriter::create(path, Metadata::default()).unwrap();
+        writer.declare(std::slice::from_ref(&info)).unwrap();
+        writer.write("w", &encoding::encode(&info, &VALUES).unwrap()).unwrap();
+        writer.close().unwrap();
+        Checkpoint::open(path).unwrap()
+    }
+
+    fn address<const D: usize>(tensor: &Tensor<D>) -> *const u8 {
+        tensor.clone().try_into_primitive::<Flex>().unwrap().bytes().as_ptr()
+    }
+
+    fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+        tensor.clone().cast(DType::F32).into_data().try_to_vec().unwrap()
+    }
+
+    #[test]
+    fn a_tensor_lies_in_the_mapping_and_outlives_the_checkpoint() {
+        let home = tempfile::tempdir().unwrap();
+        for (stored, dtype) in [(Dtype::F32, DType::F32), (Dtype::BF16, DType::BF16)] {
+            let checkpoint = write(&home.path().join("model.safetensors"), stored);
+            let bytes = checkpoint.mapped("w").unwrap();
+            let place = bytes.as_ref().as_ptr();
+            let data = in_place(bytes, &[2, 3], dtype);
+            let tensor = Tensor::<2>::from_data(data, (&Device::flex(), dtype));
+            assert_eq!(address(&tensor), place);
+            drop(checkpoint);
+            assert_eq!(values(&tensor), VALUES);
+        }
+    }
+
+    /// Operations that write where their input lies when nobody else holds it: neither the mapping, nor the file, nor
+    /// another tensor of the same bytes changes.
+    #[test]
+    fn a_write_copies_first() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("model.safetensors");
+        let checkpoint = write(&path, Dtype::F32);
+        let before = std::fs::read(&path).unwrap();
+        let tensor = || {
+            let data = in_place(checkpoint.mapped("w").unwrap(), &[2, 3], DType::F32);
+            Tensor::<2>::from_data(data, (&Device::flex(), DType::F32))
+        };
+        let witness = tensor();
+        let doubled: Vec<f32> = VALUES.iter().map(|v| v * 2.0).collect();
+        assert_eq!(values(&tensor().mul_scalar(2.0)), doubled);
+        assert_eq!(values(&(tensor() + witness.clone())), doubled);
+        assert_eq!(values(&tensor().slice_fill([0..2, 0..3], 0.0)), [0.0; 6]);
+        // The lowest level there is: a mutable view of the only handle.
+        let mut sole = tensor().try_into_primitive::<Flex>().unwrap();
+        assert!(sole.is_unique());
+        sole.storage_mut::<f32>().fill(7.0);
+        assert_ne!(sole.bytes().as_ptr(), address(&witness));
+        assert_eq!(values(&Tensor::<2>::from_primitive::<Flex>(sole)), [7.0; 6]);
+
+        assert_eq!(values(&witness), VALUES);
+        assert_eq!(values(&tensor()), VALUES);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+}
