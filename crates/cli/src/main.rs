@@ -23,14 +23,16 @@ fn leave_out_contained_panics() {
 }
 
 /// Lets glibc keep the pages of freed tensors, which the next operation takes again: by default it maps and unmaps large
-/// buffers one by one, and the page faults cost more than the elementwise work.
+/// buffers one by one, and gives the heap's end back whenever enough of it is free, as it is after every step. The page
+/// faults cost more than the elementwise work.
 #[cfg(target_env = "gnu")]
 fn keep_freed_memory() {
     // SAFETY: called before any other thread exists; both settings only choose where later allocations come from.
     #[expect(unsafe_code, reason = "a setting of the C library")]
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
+        // Never, as mallopt(3) has it.
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
 }
 

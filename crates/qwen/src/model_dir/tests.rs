@@ -227,3 +227,72 @@ fn what_is_no_model_directory_says_what_to_do() {
     std::fs::write(home.path().join("config.json"), Fixture::new("qwen3").config.to_string()).unwrap();
     assert!(fault(home.path()).starts_with("no weights in"));
 }
+
+#[test]
+fn mapped_bytes_are_the_stored_ones_and_only_of_their_type() {
+    for (dtype, other) in [(Dtype::F32, Dtype::BF16), (Dtype::BF16, Dtype::F32)] {
+        let home = Fixture { dtype, shards: 2, ..Fixture::new("qwen3") }.write();
+        let model = ModelDir::open(home.path()).unwrap();
+        for tensor in &model.inventory {
+            let stored = model.checkpoint.read(&model.tensor_name(&tensor.name)).unwrap();
+            assert_eq!(model.mapped(tensor, dtype).unwrap().as_ref(), &stored[..]);
+            assert!(model.mapped(tensor, other).is_none());
+            assert_eq!(model.read_bf16(tensor).is_some(), dtype == Dtype::BF16);
+        }
+    }
+}
+
+/// Halves of tensors that are whole, and of experts that lie one by one.
+#[test]
+fn bf16_is_read_as_it_is_stored() {
+    let expert = |index: usize, leaf: &str, shape: [usize; 2]| {
+        TensorInfo::new(format!("model.layers.0.mlp.experts.{index}.{leaf}.weight"), Dtype::BF16, shape)
+    };
+    let each = |index| {
+        [expert(index, "gate_proj", [4, 8]), expert(index, "up_proj", [4, 8]), expert(index, "down_proj", [8, 4])]
+    };
+    let mut fixture = Fixture {
+        dtype: Dtype::BF16,
+        without: vec!["model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"],
+        extra: (0..3).flat_map(each).collect(),
+        ..Fixture::new("qwen3_moe")
+    };
+    let more = json!({
+        "num_hidden_layers": 1, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4,
+        "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    });
+    fixture.config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let home = fixture.write();
+    let model = ModelDir::open(home.path()).unwrap();
+    let mut in_pieces = 0;
+    for tensor in &model.inventory {
+        let widened: Vec<f32> =
+            model.read_bf16(tensor).unwrap().iter().map(|&half| f32::from_bits(u32::from(half) << 16)).collect();
+        assert_eq!(widened, model.read_f32(tensor).unwrap(), "{}", tensor.name);
+        in_pieces += usize::from(model.mapped(tensor, Dtype::BF16).is_none());
+    }
+    assert_eq!(in_pieces, 2, "the experts' two tensors");
+}
+
+/// Headers may have any length, and some writers do not pad them.
+#[test]
+fn elements_at_odd_places_are_not_mapped() {
+    let home = Fixture::new("qwen3").write();
+    let path = home.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    bytes.insert(8 + header as usize, b' ');
+    bytes[..8].copy_from_slice(&(header + 1).to_le_bytes());
+    let model = |home: &Path| ModelDir::open(home).unwrap();
+    let whole: Vec<Vec<f32>> = {
+        let model = model(home.path());
+        model.inventory.iter().map(|tensor| model.read_f32(tensor).unwrap()).collect()
+    };
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let model = model(home.path());
+    for (tensor, whole) in model.inventory.iter().zip(&whole) {
+        assert!(model.mapped(tensor, Dtype::F32).is_none());
+        assert_eq!(&model.read_f32(tensor).unwrap(), whole);
+    }
+}
