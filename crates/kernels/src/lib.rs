@@ -55,7 +55,7 @@ pub mod reference {
     pub use crate::rope::reference::rope;
     pub use crate::sigmoid_gate::reference::sigmoid_gate;
     pub use crate::softmax::reference::softmax;
-    pub use crate::swiglu::reference::swiglu;
+    pub use crate::swiglu::reference::{swiglu, swiglu_joined};
     pub use crate::token_logp::reference::{head_loss, token_logp};
 }
 
@@ -73,5 +73,5 @@ pub use rope::rope;
 pub use segments::Segments;
 pub use sigmoid_gate::sigmoid_gate;
 pub use softmax::softmax;
-pub use swiglu::swiglu;
+pub use swiglu::{swiglu, swiglu_joined};
 pub use token_logp::{HeadLoss, chunk_tokens, head_loss, token_logp};

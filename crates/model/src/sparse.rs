@@ -125,7 +125,7 @@ impl Sparse {
     #[must_use]
     pub fn forward(&self, x_TD: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let [tokens, hidden] = x_TD.dims();
-        let (active, inner) = (self.spec.active, self.spec.inner);
+        let active = self.spec.active;
         let p_TE = kernels::softmax(self.router_logits(x_TD.clone(), pass).cast(DType::F32));
         let dispatch = self.dispatch(&p_TE);
         pass.observe(|| Routing {
@@ -140,7 +140,7 @@ impl Sparse {
 
         let x_RD = x_TD.clone().select(0, dispatch.token_R);
         let both_R2I = self.gate_up_proj.forward(&x_RD, &dispatch.groups, pass);
-        let act_RI = kernels::swiglu(both_R2I.clone().narrow(1, 0, inner), both_R2I.narrow(1, inner, inner));
+        let act_RI = kernels::swiglu_joined(both_R2I);
         let y_RD = self.down_proj.forward(&act_RI, &dispatch.groups, pass);
         let y_TKD: Tensor<3> = y_RD.select(0, dispatch.row_of_choice).reshape([tokens, active, hidden]);
         let p_TK1 = p_TK.cast(y_TKD.dtype()).unsqueeze_dim::<3>(2);
