@@ -57,7 +57,7 @@ mod softmax;
 pub(crate) use activation::{
     sigmoid, sigmoid_gate, sigmoid_gate_backward, silu, silu_backward, swiglu, swiglu_backward,
 };
-pub(crate) use heads::{norm_rotate, norm_rotate_backward, rotate_heads};
+pub(crate) use heads::{Angles, norm_rotate, norm_rotate_backward, rotate_heads};
 pub(crate) use narrow::{narrow, widen, widened};
 pub(crate) use softmax::{exp_and_sum, scaled_exp, softmax_backward, softmax_gradient, sum_of_exp};
 
