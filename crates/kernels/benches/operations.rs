@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use burn::Tensor;
-use burn::tensor::{DType, Device, Distribution, Int};
+use burn::tensor::{DType, Device, Distribution};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use qwen_tune_kernels::{
-    Adapter, Groups, Segments, add, attention, causal_conv, gated_delta, gated_delta_step, gated_norm, grouped_linear,
-    head_loss, linear, norm_rope, reference, rms_norm, rope, sigmoid_gate, swiglu,
+    Adapter, Groups, Routes, Segments, add, attention, causal_conv, combine, gated_delta, gated_delta_step, gated_norm,
+    grouped_linear, head_loss, linear, norm_rope, reference, rms_norm, rope, sigmoid_gate, spread, swiglu,
+    swiglu_joined,
 };
 
 const TOKENS: usize = 512;
@@ -343,9 +344,8 @@ mod experts {
         gate_up: Tensor<3>,
         down: Tensor<3>,
         groups: Arc<Groups>,
-        token_of_row: Tensor<1, Int>,
-        row_of_choice: Tensor<1, Int>,
-        weights: Tensor<3>,
+        routes: Arc<Routes>,
+        weights: Tensor<2>,
     }
 
     impl Operands {
@@ -355,35 +355,28 @@ mod experts {
             let mut choice_of_row: Vec<usize> = (0..ROWS).collect();
             choice_of_row.sort_by_key(|&choice| expert(choice));
             let mut row_of_choice = vec![0; ROWS];
-            (0..ROWS).for_each(|row| row_of_choice[choice_of_row[row]] = row as i32);
-            let token_of_row: Vec<i32> = choice_of_row.iter().map(|&choice| (choice / ACTIVE) as i32).collect();
-            let index = |rows: Vec<i32>| Tensor::from_ints(rows.as_slice(), &Device::flex());
+            (0..ROWS).for_each(|row| row_of_choice[choice_of_row[row]] = row);
             Self {
                 x: draw([TOKENS, WIDTH]),
                 gate_up: draw([experts, 2 * INNER, WIDTH]),
                 down: draw([experts, WIDTH, INNER]),
                 groups: Groups::of_counts(&vec![ROWS / experts; experts]),
-                token_of_row: index(token_of_row),
-                row_of_choice: index(row_of_choice),
-                weights: draw([TOKENS, ACTIVE, 1]),
+                routes: Routes::new(row_of_choice, ACTIVE),
+                weights: draw([TOKENS, ACTIVE]),
             }
         }
 
         /// What a sparse layer does behind its router.
         fn apply(&self, form: Form, x: &Tensor<2>) -> Tensor<2> {
-            let map = |x: &Tensor<2>, weight: &Tensor<3>| match form {
-                Form::Fast | Form::Bf16 => grouped_linear(x, weight, &self.groups, None),
-                Form::Reference => reference::grouped_linear(x, weight, &self.groups, None),
-            };
-            let both = map(&x.clone().select(0, self.token_of_row.clone()), &self.gate_up);
-            let (gate, up) = (both.clone().narrow(1, 0, INNER), both.narrow(1, INNER, INNER));
-            let inner = match form {
-                Form::Fast | Form::Bf16 => swiglu(gate, up),
-                Form::Reference => reference::swiglu(gate, up),
-            };
-            let y: Tensor<3> =
-                map(&inner, &self.down).select(0, self.row_of_choice.clone()).reshape([TOKENS, ACTIVE, WIDTH]);
-            (y * self.weights.clone()).sum_dim(1).reshape([TOKENS, WIDTH])
+            if form == Form::Reference {
+                let map = |x: &Tensor<2>, weight: &Tensor<3>| reference::grouped_linear(x, weight, &self.groups, None);
+                let both = map(&reference::spread(x.clone(), &self.routes), &self.gate_up);
+                let y = map(&reference::swiglu_joined(both), &self.down);
+                return reference::combine(y, self.weights.clone(), &self.routes);
+            }
+            let map = |x: &Tensor<2>, weight: &Tensor<3>| grouped_linear(x, weight, &self.groups, None);
+            let both = map(&spread(x.clone(), &self.routes), &self.gate_up);
+            combine(map(&swiglu_joined(both), &self.down), self.weights.clone(), &self.routes)
         }
     }
 

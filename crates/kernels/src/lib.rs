@@ -33,6 +33,7 @@ mod linear;
 mod norm_rope;
 mod rms_norm;
 mod rope;
+mod routing;
 mod seed;
 mod segments;
 mod sigmoid_gate;
@@ -56,10 +57,11 @@ pub mod reference {
     pub use crate::norm_rope::reference::norm_rope;
     pub use crate::rms_norm::reference::rms_norm;
     pub use crate::rope::reference::rope;
+    pub use crate::routing::reference::{combine, spread};
     pub use crate::seed::reference::seed;
     pub use crate::sigmoid_gate::reference::sigmoid_gate;
     pub use crate::softmax::reference::softmax;
-    pub use crate::swiglu::reference::swiglu;
+    pub use crate::swiglu::reference::{swiglu, swiglu_joined};
     pub use crate::token_logp::reference::{head_loss, token_logp};
 }
 
@@ -75,9 +77,10 @@ pub use linear::{Adapter, Projection, linear, projections};
 pub use norm_rope::norm_rope;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use routing::{Routes, combine, spread};
 pub use seed::seed;
 pub use segments::Segments;
 pub use sigmoid_gate::sigmoid_gate;
 pub use softmax::softmax;
-pub use swiglu::swiglu;
+pub use swiglu::{swiglu, swiglu_joined};
 pub use token_logp::{HeadLoss, chunk_tokens, head_loss, token_logp};

@@ -86,7 +86,7 @@ mod tests {
             let bytes = checkpoint.mapped("w").unwrap();
             let place = bytes.as_ref().as_ptr();
             let data = in_place(bytes, &[2, 3], dtype);
-            let tensor = Tensor::<2>::from_data(data, (&Device::flex(), dtype));
+            let tensor = Tensor::<2>::from_data(data, (&Device::default(), dtype));
             assert_eq!(address(&tensor), place);
             drop(checkpoint);
             assert_eq!(values(&tensor), VALUES);
@@ -103,7 +103,7 @@ mod tests {
         let before = std::fs::read(&path).unwrap();
         let tensor = || {
             let data = in_place(checkpoint.mapped("w").unwrap(), &[2, 3], DType::F32);
-            Tensor::<2>::from_data(data, (&Device::flex(), DType::F32))
+            Tensor::<2>::from_data(data, (&Device::default(), DType::F32))
         };
         let witness = tensor();
         let doubled: Vec<f32> = VALUES.iter().map(|v| v * 2.0).collect();

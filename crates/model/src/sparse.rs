@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use qwen_tune_kernels::{self as kernels, Groups};
+use qwen_tune_kernels::{self as kernels, Groups, Routes};
 use qwen_tune_qwen::spec::SparseSpec;
 
 use crate::build::{BuildError, Builder};
@@ -74,10 +74,7 @@ struct Shared {
 struct Dispatch {
     /// Experts of each token, `[T, k]`, most probable first.
     chosen_TK: Tensor<2, Int>,
-    /// Token of each row.
-    token_R: Tensor<1, Int>,
-    /// Row of each token's choices, `[T·k]`.
-    row_of_choice: Tensor<1, Int>,
+    routes: Arc<Routes>,
     groups: Arc<Groups>,
     /// Probability of each expert, summed over the tokens.
     mass_E: Vec<f64>,
@@ -124,8 +121,8 @@ impl Sparse {
     /// `[T, D]` to the same.
     #[must_use]
     pub fn forward(&self, x_TD: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let [tokens, hidden] = x_TD.dims();
-        let (active, inner) = (self.spec.active, self.spec.inner);
+        let [tokens, _] = x_TD.dims();
+        let active = self.spec.active;
         let p_TE = kernels::softmax(self.router_logits(x_TD.clone(), pass).cast(DType::F32));
         let dispatch = self.dispatch(&p_TE);
         pass.observe(|| Routing {
@@ -138,13 +135,11 @@ impl Sparse {
         let p_TK = p_TE.gather(1, dispatch.chosen_TK);
         let p_TK = if self.spec.renormalise { p_TK.clone() / p_TK.sum_dim(1) } else { p_TK };
 
-        let x_RD = x_TD.clone().select(0, dispatch.token_R);
+        let x_RD = kernels::spread(x_TD.clone(), &dispatch.routes);
         let both_R2I = self.gate_up_proj.forward(&x_RD, &dispatch.groups, pass);
-        let act_RI = kernels::swiglu(both_R2I.clone().narrow(1, 0, inner), both_R2I.narrow(1, inner, inner));
+        let act_RI = kernels::swiglu_joined(both_R2I);
         let y_RD = self.down_proj.forward(&act_RI, &dispatch.groups, pass);
-        let y_TKD: Tensor<3> = y_RD.select(0, dispatch.row_of_choice).reshape([tokens, active, hidden]);
-        let p_TK1 = p_TK.cast(y_TKD.dtype()).unsqueeze_dim::<3>(2);
-        let y_TD: Tensor<2> = (y_TKD * p_TK1).sum_dim(1).reshape([tokens, hidden]);
+        let y_TD = kernels::combine(y_RD, p_TK, &dispatch.routes);
         match &self.shared {
             None => y_TD,
             Some(shared) => {
@@ -170,26 +165,15 @@ impl Sparse {
         // A stable sort by counting: rows of an expert keep the order of their tokens.
         let mut next: Vec<usize> =
             counts.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count))).collect();
-        let mut token_of_row = vec![0; chosen.len()];
-        let mut row_of_choice = vec![0; chosen.len()];
-        for (choice, &expert) in chosen.iter().enumerate() {
-            let row = next[expert];
+        let row_of_choice = chosen.iter().map(|&expert| {
             next[expert] += 1;
-            token_of_row[row] = (choice / active) as i32;
-            row_of_choice[choice] = row as i32;
-        }
-        let flat = |values: Vec<i32>| {
-            let count = values.len();
-            Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &device)
-        };
-        let tokens = chosen.len() / active;
-        Dispatch {
-            chosen_TK: flat(chosen.into_iter().map(|expert| expert as i32).collect()).reshape([tokens, active]),
-            token_R: flat(token_of_row),
-            row_of_choice: flat(row_of_choice),
-            groups,
-            mass_E,
-        }
+            next[expert] - 1
+        });
+        let routes = Routes::new(row_of_choice.collect(), active);
+        let shape = [routes.tokens(), active];
+        let chosen: Vec<i32> = chosen.into_iter().map(|expert| expert as i32).collect();
+        let chosen_TK = Tensor::from_data(TensorData::new(chosen, shape), &device);
+        Dispatch { chosen_TK, routes, groups, mass_E }
     }
 }
 

@@ -165,7 +165,12 @@ impl Saved {
                 dweights[hidden].fill(0.0);
             }
             let (weights, dweights) = (&mut weights[visible.clone()], &mut dweights[visible]);
-            vector::softmax_backward(weights, dweights, self.lse[place], delta);
+            if let ([weight], [dweight]) = (&mut *weights, &mut *dweights) {
+                // The weight of a single key is 1 whatever its score: the difference below would leave its rounding.
+                (*weight, *dweight) = (1.0, 0.0);
+            } else {
+                vector::softmax_backward(weights, dweights, self.lse[place], delta);
+            }
         }
     }
 

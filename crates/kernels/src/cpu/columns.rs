@@ -36,7 +36,7 @@ impl<'a, E: Element> Columns<'a, E> {
     }
 
     /// Without the rows before `first`.
-    pub(crate) fn from_row(self, first: usize) -> Self {
+    pub(crate) fn rows_from(self, first: usize) -> Self {
         Self { data: self.data.get(first * self.stride..).unwrap_or_default(), ..self }
     }
 

@@ -94,7 +94,7 @@ impl Element for f32 {
     }
 
     fn rows<'a>(columns: Columns<'a, Self>, rows: Range<usize>, _: &'a mut Vec<f32>) -> Columns<'a, f32> {
-        columns.from_row(rows.start)
+        columns.rows_from(rows.start)
     }
 }
 

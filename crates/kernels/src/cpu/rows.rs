@@ -18,13 +18,25 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
     (TASK_ELEMENTS / width.max(1)).max(1)
 }
 
-/// `len` elements that `f(first_row, block)` writes, in blocks of whole rows.
+/// `len` elements, rows of `width`, that `f(first_row, block)` writes in blocks of whole rows.
 ///
 /// A block is 0 before, and becomes so by the task that then writes it: in its cache, instead of a pass of one thread
 /// over memory.
 pub(crate) fn filled<T: Copy + Default + Send>(len: usize, width: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    filled_by_work(len.checked_div(width).unwrap_or(0), width, width, f)
+}
+
+/// The same for rows of which `work` elements are read or written: what a task should have enough of.
+pub(crate) fn filled_by_work<T: Copy + Default + Send>(
+    rows: usize,
+    width: usize,
+    work: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let len = rows * width;
     let mut values = Vec::with_capacity(len);
-    for_blocks(&mut values.spare_capacity_mut()[..len], width, |first, block| f(first, zeroed(block)));
+    let spare = &mut values.spare_capacity_mut()[..len];
+    for_tasks(spare, width, rows_per_task(work), |first, block| f(first, zeroed(block)));
     // SAFETY: the blocks cover all `len` elements, and each was zeroed.
     unsafe { values.set_len(len) };
     values
@@ -63,10 +75,14 @@ fn zeroed<T: Copy + Default>(block: &mut [MaybeUninit<T>]) -> &mut [T] {
 
 /// Calls `f(first_row, block)` for blocks of whole rows of `out`.
 pub(crate) fn for_blocks<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    for_tasks(out, width, rows_per_task(width), f);
+}
+
+/// The same in blocks of `rows`.
+fn for_tasks<T: Send>(out: &mut [T], width: usize, rows: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     if out.is_empty() {
         return;
     }
-    let rows = rows_per_task(width);
     if out.len() <= rows * width {
         return f(0, out);
     }

@@ -12,7 +12,7 @@ use burn_flex::FlexTensor;
 use crate::cpu::element::{Element, by_element, narrowed};
 use crate::cpu::operand::{Operand, contiguous, record, slice};
 use crate::cpu::rows::{filled, filled_two, sum_blocks};
-use crate::cpu::vector;
+use crate::cpu::vector::{self, Angles};
 use crate::rms_norm::flex::factors;
 
 /// `None` when `x` or the weight is not an f32 or bf16 tensor on burn-flex, or the angles are not f32.
@@ -60,9 +60,9 @@ impl<'a, E: Element> Rows<'a, E> {
         &self.x[token * self.width..][..self.width]
     }
 
-    fn angles(self, token: usize) -> (&'a [f32], &'a [f32]) {
+    fn angles(self, token: usize) -> Angles<'a> {
         let range = token * self.half..(token + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
+        Angles { cos: &self.cos[range.clone()], sin: &self.sin[range] }
     }
 }
 
@@ -88,9 +88,9 @@ impl NormRope {
             let mut normed = vec![0.0; size];
             let of_tokens = block.chunks_exact_mut(rows.width).zip(rstd.chunks_exact_mut(heads));
             for ((y, rstd), token) in of_tokens.zip(first..) {
-                let (x, (cos, sin)) = (E::read(rows.x(token), &mut wide_x), rows.angles(token));
+                let (x, angles) = (E::read(rows.x(token), &mut wide_x), rows.angles(token));
                 E::write(y, &mut wide_y, |y| {
-                    vector::norm_rotate(y, rstd, x, &factors, &mut normed, cos, sin, eps as f32);
+                    vector::norm_rotate(y, rstd, x, &factors, &mut normed, angles, eps as f32);
                 });
             }
         })
@@ -102,10 +102,10 @@ impl NormRope {
         filled(tokens * rows.width, rows.width, |first, block: &mut [E]| {
             let [mut wide_x, mut wide_dy, mut wide_dx] = [const { Vec::new() }; 3];
             for (dx, token) in block.chunks_exact_mut(rows.width).zip(first..) {
-                let (x, (cos, sin)) = (E::read(rows.x(token), &mut wide_x), rows.angles(token));
+                let (x, angles) = (E::read(rows.x(token), &mut wide_x), rows.angles(token));
                 let dy = E::read(&dy[token * rows.width..][..rows.width], &mut wide_dy);
                 let rstd = &self.rstd[token * heads..][..heads];
-                E::write(dx, &mut wide_dx, |dx| vector::norm_rotate_backward(dx, x, dy, rstd, &factors, cos, sin));
+                E::write(dx, &mut wide_dx, |dx| vector::norm_rotate_backward(dx, x, dy, rstd, &factors, angles));
             }
         })
     }
@@ -117,9 +117,9 @@ impl NormRope {
             let [mut wide_x, mut wide_dy] = [const { Vec::new() }; 2];
             let mut dnormed = vec![0.0; rows.width];
             for token in tokens {
-                let (x, (cos, sin)) = (E::read(rows.x(token), &mut wide_x), rows.angles(token));
+                let (x, angles) = (E::read(rows.x(token), &mut wide_x), rows.angles(token));
                 let dy = E::read(&dy[token * rows.width..][..rows.width], &mut wide_dy);
-                vector::rotate_heads(&mut dnormed, dy, size, cos, sin, -1.0);
+                vector::rotate_heads(&mut dnormed, dy, size, angles, -1.0);
                 let heads =
                     x.chunks_exact(size).zip(dnormed.chunks_exact(size)).zip(&self.rstd[token * heads..][..heads]);
                 for ((x, dnormed), rstd) in heads {

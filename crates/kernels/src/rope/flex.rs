@@ -34,9 +34,10 @@ fn rotated<E: Element>(x: &FlexTensor, cos: &FlexTensor, sin: &FlexTensor, sign:
     let y = filled(values.len(), heads * size, |first, block: &mut [E]| {
         let [mut wide_x, mut wide_y] = [const { Vec::new() }; 2];
         for (row, token) in block.chunks_exact_mut(heads * size).zip(first..) {
-            let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
+            let [cos, sin] = [cos, sin].map(|angles| &angles[token * half..][..half]);
+            let angles = vector::Angles { cos, sin };
             let source = E::read(&values[token * heads * size..][..heads * size], &mut wide_x);
-            E::write(row, &mut wide_y, |row| vector::rotate_heads(row, source, size, cos, sin, sign));
+            E::write(row, &mut wide_y, |row| vector::rotate_heads(row, source, size, angles, sign));
         }
     });
     E::tensor(y, x.layout().shape().clone())

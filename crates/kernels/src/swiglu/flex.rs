@@ -9,7 +9,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
-use crate::cpu::element::{Element, PIECE, by_element};
+use crate::cpu::element::{Element, PIECE, by_element, rows_of_piece};
 use crate::cpu::operand::{Operand, contiguous, record};
 use crate::cpu::rows::{filled, filled_two};
 use crate::cpu::vector;
@@ -69,6 +69,65 @@ fn gradients<E: Element>(gates: &[E], ups: &[E], dys: &[E]) -> (Vec<E>, Vec<E>) 
             let dy = E::read(&dys[range], &mut wide_dy);
             E::write(dgate, &mut wide_dgate, |dgate| {
                 E::write(dup, &mut wide_dup, |dup| vector::swiglu_backward(dgate, dup, gate, up, dy));
+            });
+        }
+    })
+}
+
+/// `None` when the operand is not an f32 or bf16 tensor on burn-flex.
+pub(super) fn swiglu_joined(both: &Tensor<2>) -> Option<Tensor<2>> {
+    let parent = Operand::of_float(both)?;
+    Some(by_element!(both.dtype(), E => forward_joined::<E>(parent, both.dims())))
+}
+
+fn forward_joined<E: Element>(parent: Operand, [rows, both_width]: [usize; 2]) -> Tensor<2> {
+    let (both, width) = (parent.contiguous(), both_width / 2);
+    let values = E::slice(&both);
+    let y = filled(rows * width, width, |first, block: &mut [E]| {
+        let [mut wide_both, mut wide_y] = [const { Vec::new() }; 2];
+        let step = rows_of_piece(both_width);
+        for (y, row) in block.chunks_mut(step * width).zip((first..).step_by(step)) {
+            let both = E::read(&values[row * both_width..][..2 * y.len()], &mut wide_both);
+            E::write(y, &mut wide_y, |y| {
+                for (y, both) in y.chunks_exact_mut(width).zip(both.chunks_exact(both_width)) {
+                    vector::swiglu(y, &both[..width], &both[width..]);
+                }
+            });
+        }
+    });
+    record(StepJoined::<E>(PhantomData), [parent], E::tensor(y, [rows, width]), || both)
+}
+
+#[derive(Debug)]
+struct StepJoined<E>(PhantomData<E>);
+
+impl<E: Element> Backward<Flex, 1> for StepJoined<E> {
+    type State = FlexTensor;
+
+    fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        if let [Some(node)] = ops.parents {
+            let shape = ops.state.layout().shape().clone();
+            let gradient = joined_gradient(E::slice(&ops.state), E::slice(&dy), shape[1]);
+            grads.register::<Flex>(node.id, E::tensor(gradient, shape));
+        }
+    }
+}
+
+fn joined_gradient<E: Element>(both: &[E], dys: &[E], both_width: usize) -> Vec<E> {
+    let width = both_width / 2;
+    filled(both.len(), both_width, |first, block: &mut [E]| {
+        let [mut wide_both, mut wide_dy, mut wide_dboth] = [const { Vec::new() }; 3];
+        let step = rows_of_piece(both_width);
+        for (dboth, row) in block.chunks_mut(step * both_width).zip((first..).step_by(step)) {
+            let both = E::read(&both[row * both_width..][..dboth.len()], &mut wide_both);
+            let dy = E::read(&dys[row * width..][..dboth.len() / 2], &mut wide_dy);
+            E::write(dboth, &mut wide_dboth, |dboth| {
+                let rows = dboth.chunks_exact_mut(both_width).zip(both.chunks_exact(both_width));
+                for ((dboth, both), dy) in rows.zip(dy.chunks_exact(width)) {
+                    let (dgate, dup) = dboth.split_at_mut(width);
+                    vector::swiglu_backward(dgate, dup, &both[..width], &both[width..], dy);
+                }
             });
         }
     })

@@ -19,5 +19,17 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     reference::swiglu(gate, up)
 }
 
+/// [`swiglu`] of a gate and an up projection side by side, `[T, 2F]`: what one product with both weights gives.
+///
+/// Kept for backward: `both`.
+pub fn swiglu_joined(both: Tensor<2>) -> Tensor<2> {
+    assert!(both.dims()[1].is_multiple_of(2), "swiglu_joined: two halves of {:?}", both.dims());
+    #[cfg(feature = "cpu")]
+    if let Some(y) = flex::swiglu_joined(&both) {
+        return y;
+    }
+    reference::swiglu_joined(both)
+}
+
 #[cfg(all(test, feature = "cpu"))]
 mod tests;

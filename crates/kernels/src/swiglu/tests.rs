@@ -73,3 +73,41 @@ fn bf16_is_f32_rounded_once() {
         }
     }
 }
+
+#[test]
+fn joined_is_the_same_bit_for_bit() {
+    let mut random = Random::new(5);
+    for (rows, width) in [(1, 1), (3, 7), (0, 5), (5, 600), (700, 100)] {
+        for strided in [false, true] {
+            let shape = [rows, 2 * width];
+            let plain = (if strided { random.view(shape) } else { random.tensor(shape) }, random.tensor([rows, width]));
+            let narrow = (random.narrow(shape, strided), random.narrow([rows, width], false));
+            for (both, upstream) in [plain, narrow] {
+                let (tracked, expected) = (leaf(&both), leaf(&both));
+                let y = swiglu_joined(tracked.clone());
+                let [gate, up] = [0, width].map(|first| expected.clone().narrow(1, first, width));
+                let expected_y = swiglu(gate, up);
+                assert_same_bits(&y, &expected_y, "y");
+                let dboth = tracked.grad(&backward(&y, &upstream)).unwrap();
+                if rows == 0 {
+                    // Burn loses the tape of an empty part.
+                    assert_eq!(dboth.dims(), shape);
+                    continue;
+                }
+                let expected = expected.grad(&backward(&expected_y, &upstream)).unwrap();
+                assert_same_bits(&dboth, &expected, "dboth");
+            }
+        }
+    }
+}
+
+#[test]
+fn joined_agrees_with_its_reference() {
+    let mut random = Random::new(6);
+    let (both, upstream) = (random.tensor([9, 34]) * 8.0, random.tensor([9, 17]));
+    let (tracked, expected) = (leaf(&both), leaf(&both));
+    let (y, expected_y) = (swiglu_joined(tracked.clone()), reference::swiglu_joined(expected.clone()));
+    assert_close(&y, &expected_y, "y");
+    let dboth = tracked.grad(&backward(&y, &upstream)).unwrap();
+    assert_close(&dboth, &expected.grad(&backward(&expected_y, &upstream)).unwrap(), "dboth");
+}

@@ -45,8 +45,8 @@ pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], 
 fn kept_by_attention(hidden: u64, spec: &AttentionSpec, learns: &Learns<'_>) -> u64 {
     let [heads, kv_heads, size] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
     let before_norms = if spec.qk_norm.is_some() { (heads + kv_heads) * (size + 1) } else { 0 };
-    // The gate's projection, its logistic, and the gated output that the last projection may need.
-    let gate = if spec.output_gate { 3 * heads * size } else { 0 };
+    // The gate's projection, and the gated output that the last projection may need.
+    let gate = if spec.output_gate { 2 * heads * size } else { 0 };
     learns.input_of("self_attn", &["q_proj", "k_proj", "v_proj"], hidden)
         + before_norms
         + (2 * heads + 2 * kv_heads) * size

@@ -2,9 +2,16 @@
 
 use super::{fma, reduce};
 
+/// Cosines and sines of a token's angles.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Angles<'a> {
+    pub(crate) cos: &'a [f32],
+    pub(crate) sin: &'a [f32],
+}
+
 /// Turns the pairs of the first channels, whose halves lie apart, by the angles times `sign`; the others pass through.
 #[inline(always)]
-fn rotate<const FMA: bool>(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
+fn rotate<const FMA: bool>(out: &mut [f32], x: &[f32], Angles { cos, sin }: Angles, sign: f32) {
     let half = cos.len();
     let (out, out_rest) = out.split_at_mut(2 * half);
     let (out_first, out_second) = out.split_at_mut(half);
@@ -20,9 +27,9 @@ fn rotate<const FMA: bool>(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32],
 
 multiversioned! {
     /// Turns heads of `size` by the angles of their token, times `sign`.
-    pub(crate) fn rotate_heads(out: &mut [f32], x: &[f32], size: usize, cos: &[f32], sin: &[f32], sign: f32) {
+    pub(crate) fn rotate_heads(out: &mut [f32], x: &[f32], size: usize, angles: Angles<'_>, sign: f32) {
         for (out, x) in out.chunks_exact_mut(size).zip(x.chunks_exact(size)) {
-            rotate::<FMA>(out, x, cos, sin, sign);
+            rotate::<FMA>(out, x, angles, sign);
         }
     }
 
@@ -33,8 +40,7 @@ multiversioned! {
         x: &[f32],
         factors: &[f32],
         normed: &mut [f32],
-        cos: &[f32],
-        sin: &[f32],
+        angles: Angles<'_>,
         eps: f32,
     ) {
         let size = factors.len();
@@ -45,7 +51,7 @@ multiversioned! {
             for i in 0..size {
                 normed[i] = x[i] * *rstd * factors[i];
             }
-            rotate::<FMA>(out, normed, cos, sin, 1.0);
+            rotate::<FMA>(out, normed, angles, 1.0);
         }
     }
 
@@ -57,13 +63,12 @@ multiversioned! {
         dy: &[f32],
         rstd: &[f32],
         factors: &[f32],
-        cos: &[f32],
-        sin: &[f32],
+        angles: Angles<'_>,
     ) {
         let size = factors.len();
         let rows = dx.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(dy.chunks_exact(size));
         for (((dx, x), dy), r) in rows.zip(rstd) {
-            rotate::<FMA>(dx, dy, cos, sin, -1.0);
+            rotate::<FMA>(dx, dy, angles, -1.0);
             let sum = reduce([x, dx, factors], 0.0, 0.0, |[x, y, z], sum| fma::<FMA>(x * y, z, sum), |a, b| a + b);
             let c = sum / size as f32 * r * r * r;
             for i in 0..size {
