@@ -59,42 +59,65 @@ impl<'a> Lines<'a> {
 
     /// Writes the lines to all of `panel`, `[steps, width]`.
     pub(super) fn pack(self, panel: &mut [Lane], width: usize, precision: Precision) {
-        assert!(
-            self.count <= width && panel.len() == precision.steps(self.inner) * width,
-            "pack: a panel of another size"
-        );
+        self.pack_strips(panel, [width; 2], precision);
+    }
+
+    /// Writes them to the panels of several strips, one after another: each of `width` lines but the last, whose panel is
+    /// `last` wide.
+    pub(super) fn pack_strips(self, panels: &mut [Lane], [width, last]: [usize; 2], precision: Precision) {
+        let (steps, strips) = (precision.steps(self.inner), self.count.div_ceil(width).max(1));
+        let rest = self.count - (strips - 1) * width;
+        assert!(rest <= last && panels.len() == steps * ((strips - 1) * width + last), "pack: panels of another size");
         if self.count == 0 || self.inner == 0 {
-            return panel.fill(Lane::new(0));
+            return panels.fill(Lane::new(0));
         }
-        let last = (self.count - 1) * self.stride + (self.inner - 1) * self.inner_stride;
-        assert!(last < self.elements.len(), "pack: lines inside the operand");
+        let end = (self.count - 1) * self.stride + (self.inner - 1) * self.inner_stride;
+        assert!(end < self.elements.len(), "pack: lines inside the operand");
+        let widths = [width, last];
         match (self.elements, precision) {
             (Elements::F32(values), Precision::F32) => {
-                self.pack_from(&Plain { values, scale: self.scale }, panel, width)
+                self.pack_from(&Plain { values, scale: self.scale }, panels, widths);
             }
-            (Elements::Bf16(values), Precision::F32) => self.pack_from(&Widened(values), panel, width),
+            (Elements::Bf16(values), Precision::F32) => self.pack_from(&Widened(values), panels, widths),
             (Elements::F32(values), Precision::Bf16) => {
-                self.pack_from(&Rounded { values, scale: self.scale }, panel, width)
+                self.pack_from(&Rounded { values, scale: self.scale }, panels, widths);
             }
-            (Elements::Bf16(values), Precision::Bf16) => self.pack_from(&Pairs(values), panel, width),
+            (Elements::Bf16(values), Precision::Bf16) => self.pack_from(&Pairs(values), panels, widths),
         }
     }
 
-    fn pack_from<S: Source>(self, source: &S, panel: &mut [Lane], width: usize) {
+    fn pack_from<S: Source>(self, source: &S, panels: &mut [Lane], widths: [usize; 2]) {
         #[cfg(target_arch = "x86_64")]
         {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-            fn avx512<S: Source>(lines: Lines<'_>, source: &S, panel: &mut [Lane], width: usize) {
+            fn avx512<S: Source>(lines: Lines<'_>, source: &S, panels: &mut [Lane], widths: [usize; 2]) {
                 if lines.inner_stride == 1 {
-                    // SAFETY: `Lines::pack` has checked that all lines lie in the source, and the size of the panel.
-                    unsafe { transpose::lines(source, lines.stride, lines.count, lines.inner, panel, width) }
+                    let [width, last] = widths;
+                    let steps = lines.inner.div_ceil(S::PER_LANE);
+                    for (strip, panel) in panels.chunks_mut(steps * width).enumerate() {
+                        let first = strip * width;
+                        let (count, width) =
+                            (width.min(lines.count - first), if panel.len() == steps * width { width } else { last });
+                        // SAFETY: `Lines::pack_strips` has checked that all lines lie in the source, and the size of the panels.
+                        unsafe {
+                            transpose::lines(
+                                source,
+                                first * lines.stride,
+                                lines.stride,
+                                count,
+                                lines.inner,
+                                panel,
+                                width,
+                            )
+                        }
+                    }
                 } else {
-                    lines.pack_plainly(source, panel, width);
+                    lines.pack_plainly(source, panels, widths);
                 }
             }
             #[target_feature(enable = "avx2,fma")]
-            fn avx2<S: Source>(lines: Lines<'_>, source: &S, panel: &mut [Lane], width: usize) {
-                lines.pack_plainly(source, panel, width);
+            fn avx2<S: Source>(lines: Lines<'_>, source: &S, panels: &mut [Lane], widths: [usize; 2]) {
+                lines.pack_plainly(source, panels, widths);
             }
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
@@ -102,34 +125,47 @@ impl<'a> Lines<'a> {
                 && is_x86_feature_detected!("avx512dq")
             {
                 // SAFETY: the features were detected.
-                return unsafe { avx512(self, source, panel, width) };
+                return unsafe { avx512(self, source, panels, widths) };
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 // SAFETY: as above.
-                return unsafe { avx2(self, source, panel, width) };
+                return unsafe { avx2(self, source, panels, widths) };
             }
         }
-        self.pack_plainly(source, panel, width);
+        self.pack_plainly(source, panels, widths);
     }
 
-    /// Step by step where neighbouring lines are neighbours in memory, else element by element.
+    /// Step by step over all strips, so that lines which are neighbours in memory are read in one go; else element by
+    /// element.
     #[inline(always)]
-    fn pack_plainly<S: Source>(self, source: &S, panel: &mut [Lane], width: usize) {
+    fn pack_plainly<S: Source>(self, source: &S, panels: &mut [Lane], [width, last]: [usize; 2]) {
+        let (steps, strips) = (self.inner.div_ceil(S::PER_LANE), self.count.div_ceil(width));
         let whole = self.inner / S::PER_LANE;
-        for (step, lanes) in panel.chunks_exact_mut(width).enumerate() {
-            let first = step * S::PER_LANE * self.inner_stride;
-            let paired = step < whole;
-            if self.stride == 1 {
-                source.lanes(first, self.inner_stride, paired, &mut lanes[..self.count]);
-            } else {
-                for (line, lane) in lanes[..self.count].iter_mut().enumerate() {
-                    *lane = Lane::new(source.lane(first + line * self.stride, self.inner_stride, paired));
-                }
+        for step in 0..steps {
+            let (at, paired) = (step * S::PER_LANE * self.inner_stride, step < whole);
+            if self.stride == 1 && step + PREFETCHED < whole {
+                source.prefetch(at + PREFETCHED * S::PER_LANE * self.inner_stride, self.inner_stride, self.count);
             }
-            lanes[self.count..].fill(Lane::new(0));
+            for strip in 0..strips {
+                let (first, here) = (strip * width, if strip + 1 == strips { last } else { width });
+                let count = here.min(self.count - first);
+                let lanes = &mut panels[strip * steps * width + step * here..][..here];
+                if self.stride == 1 {
+                    source.lanes(at + first, self.inner_stride, paired, &mut lanes[..count]);
+                } else {
+                    for (line, lane) in lanes[..count].iter_mut().enumerate() {
+                        let at = at + (first + line) * self.stride;
+                        *lane = Lane::new(source.lane(at, self.inner_stride, paired));
+                    }
+                }
+                lanes[count..].fill(Lane::new(0));
+            }
         }
     }
 }
+
+/// Steps that are fetched ahead: rows of a large matrix are pages apart, which no machine foresees.
+const PREFETCHED: usize = 4;
 
 /// Elements of one format seen as lanes of another.
 trait Source {
@@ -147,12 +183,27 @@ trait Source {
         }
     }
 
+    /// Has the machine fetch `count` elements from `at` on, and for pairs from `next` behind it.
+    fn prefetch(&self, at: usize, next: usize, count: usize);
+
     /// Sixteen lanes of neighbouring elements from `at` on, of which the first `elements` elements are there.
     ///
     /// # Safety
     /// AVX-512 is there and the elements lie in the source.
     #[cfg(target_arch = "x86_64")]
     unsafe fn load(&self, at: usize, elements: usize) -> std::arch::x86_64::__m512i;
+}
+
+/// A hint, and nothing where the machine has none.
+#[inline(always)]
+fn fetch<T>(values: &[T], at: usize, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for element in (at..at + count).step_by(64 / size_of::<T>()) {
+        // SAFETY: a prefetch reads nothing and never faults; the place is computed without leaving the address space.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(element).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, at, count);
 }
 
 struct Plain<'a> {
@@ -184,6 +235,10 @@ fn first_of_16(count: usize) -> __mmask16 {
 impl Source for Plain<'_> {
     const PER_LANE: usize = 1;
     #[inline(always)]
+    fn prefetch(&self, at: usize, _: usize, count: usize) {
+        fetch(self.values, at, count);
+    }
+    #[inline(always)]
     fn lane(&self, at: usize, _: usize, _: bool) -> u32 {
         (self.values[at] * self.scale).to_bits()
     }
@@ -207,6 +262,10 @@ impl Source for Plain<'_> {
 impl Source for Widened<'_> {
     const PER_LANE: usize = 1;
     #[inline(always)]
+    fn prefetch(&self, at: usize, _: usize, count: usize) {
+        fetch(self.0, at, count);
+    }
+    #[inline(always)]
     fn lane(&self, at: usize, _: usize, _: bool) -> u32 {
         u32::from(self.0[at].to_bits()) << 16
     }
@@ -229,6 +288,11 @@ impl Source for Widened<'_> {
 
 impl Source for Rounded<'_> {
     const PER_LANE: usize = 2;
+    #[inline(always)]
+    fn prefetch(&self, at: usize, next: usize, count: usize) {
+        fetch(self.values, at, count);
+        fetch(self.values, at + next, count);
+    }
     #[inline(always)]
     fn lane(&self, at: usize, next: usize, full: bool) -> u32 {
         let high = if full { rounded(self.values[at + next] * self.scale) } else { 0 };
@@ -277,6 +341,11 @@ impl Source for Rounded<'_> {
 impl Source for Pairs<'_> {
     const PER_LANE: usize = 2;
     #[inline(always)]
+    fn prefetch(&self, at: usize, next: usize, count: usize) {
+        fetch(self.0, at, count);
+        fetch(self.0, at + next, count);
+    }
+    #[inline(always)]
     fn lane(&self, at: usize, next: usize, full: bool) -> u32 {
         let high = if full { u32::from(self.0[at + next].to_bits()) } else { 0 };
         u32::from(self.0[at].to_bits()) | high << 16
@@ -310,11 +379,12 @@ mod transpose {
     /// Lines with a dense inner dimension, sixteen of them and sixteen steps at a time.
     ///
     /// # Safety
-    /// AVX-512 is there, `count` lines of `inner` elements, `stride` apart, lie in the source, and the panel has a lane for
+    /// AVX-512 is there, `count` lines of `inner` elements, `stride` apart from `first` on, lie in the source, and the panel has a lane for
     /// each step and each of `width ≥ count` lines.
     #[inline(always)]
     pub(super) unsafe fn lines<S: Source>(
         source: &S,
+        first: usize,
         stride: usize,
         count: usize,
         inner: usize,
@@ -331,7 +401,7 @@ mod transpose {
                 let mut block = [unsafe { _mm512_setzero_si512() }; 16];
                 for (index, lanes) in block.iter_mut().enumerate() {
                     if line + index < count {
-                        *lanes = unsafe { source.load((line + index) * stride + at, inner - at) };
+                        *lanes = unsafe { source.load(first + (line + index) * stride + at, inner - at) };
                     }
                 }
                 let block = unsafe { square(block) };
