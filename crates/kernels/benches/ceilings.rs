@@ -15,7 +15,7 @@ fn main() {
 /// Multiply-adds of one chain.
 const STEPS: usize = 100_000;
 /// Chains side by side: latency times throughput of any machine so far.
-const CHAINS: usize = 24;
+const CHAINS: usize = 12;
 
 /// Which threads work.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ impl On {
         }
     }
 
-    fn run(self, work: impl Fn(usize) + Sync) {
+    fn run(self, work: impl Fn(usize) + Send + Sync) {
         match self {
             Self::One => work(0),
             Self::All => (0..self.count()).into_par_iter().for_each(work),
