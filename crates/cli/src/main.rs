@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use qwen_tune::buffers::Buffers;
+
+#[global_allocator]
+static BUFFERS: Buffers = Buffers::new();
 
 fn main() -> ExitCode {
-    keep_freed_memory();
     leave_out_contained_panics();
     let cli = qwen_tune::args::Cli::parse();
     ExitCode::from(qwen_tune::commands::run(&cli))
@@ -21,20 +24,3 @@ fn leave_out_contained_panics() {
         }
     }));
 }
-
-/// Lets glibc keep the pages of freed tensors, which the next operation takes again: by default it maps and unmaps large
-/// buffers one by one, and gives the heap's end back whenever enough of it is free, as it is after every step. The page
-/// faults cost more than the elementwise work.
-#[cfg(target_env = "gnu")]
-fn keep_freed_memory() {
-    // SAFETY: called before any other thread exists; both settings only choose where later allocations come from.
-    #[expect(unsafe_code, reason = "a setting of the C library")]
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        // Never, as mallopt(3) has it.
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
-    }
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn keep_freed_memory() {}

@@ -2,8 +2,8 @@
 //! slot in [`Parameters`]. So the optimizer, the checkpoint and the staged backward see one list, the model itself never
 //! changes, and the same forward serves with and without a tape.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -111,8 +111,8 @@ impl<const D: usize> Weight<D> {
 /// One use of the model: with which values, with or without a tape, with or without adapters.
 pub struct Pass<'a> {
     parameters: &'a Parameters,
-    tape: Option<RefCell<BTreeMap<usize, Tensor<1>>>>,
-    routing: Option<RefCell<Vec<Routing>>>,
+    tape: Option<Mutex<BTreeMap<usize, Tensor<1>>>>,
+    routing: Option<Mutex<Vec<Routing>>>,
     /// Adapters take part; off gives the base model.
     pub adapters: bool,
     /// Key of this step's dropout masks; `None` drops nothing.
@@ -135,7 +135,7 @@ impl<'a> Pass<'a> {
     /// Trainable tensors become leaves of an autodiff tape.
     #[must_use]
     pub fn taped(parameters: &'a Parameters, dropout: Option<u64>) -> Self {
-        Self { tape: Some(RefCell::default()), dropout, ..Self::plain(parameters) }
+        Self { tape: Some(Mutex::default()), dropout, ..Self::plain(parameters) }
     }
 
     /// The base model: adapters off.
@@ -148,21 +148,21 @@ impl<'a> Pass<'a> {
     /// Routers note what they decide, for [`Pass::routing`].
     #[must_use]
     pub fn observed(mut self) -> Self {
-        self.routing = Some(RefCell::default());
+        self.routing = Some(Mutex::default());
         self
     }
 
     /// Notes a router's decision, if anyone asked.
     pub(crate) fn observe(&self, routing: impl FnOnce() -> Routing) {
         if let Some(noted) = &self.routing {
-            noted.borrow_mut().push(routing());
+            locked(noted).push(routing());
         }
     }
 
     /// What the routers of an observed pass decided, in the order in which they ran; noted no longer.
     #[must_use]
     pub fn routing(&self) -> Vec<Routing> {
-        self.routing.as_ref().map(RefCell::take).unwrap_or_default()
+        self.routing.as_ref().map(|noted| std::mem::take(&mut *locked(noted))).unwrap_or_default()
     }
 
     /// The tensor of `weight` for this pass. A slot used twice under one tape is one leaf, so its gradients add up.
@@ -175,7 +175,7 @@ impl<'a> Pass<'a> {
                 let flat = match &self.tape {
                     None => value(),
                     Some(tape) => {
-                        tape.borrow_mut().entry(*slot).or_insert_with(|| value().autodiff().require_grad()).clone()
+                        locked(tape).entry(*slot).or_insert_with(|| value().autodiff().require_grad()).clone()
                     }
                 };
                 flat.reshape(*shape)
@@ -186,6 +186,11 @@ impl<'a> Pass<'a> {
     /// The leaves that this pass made, by slot.
     #[must_use]
     pub fn into_leaves(self) -> BTreeMap<usize, Tensor<1>> {
-        self.tape.map(RefCell::into_inner).unwrap_or_default()
+        self.tape.map(|tape| tape.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
     }
+}
+
+/// What it holds: nothing leaves it half changed, so a thread that panicked spoiled nothing.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

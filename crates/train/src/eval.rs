@@ -11,11 +11,13 @@ use crate::stop::StopFlag;
 /// Log-probabilities of a batch's targets on the host; 0 where a token has no target.
 #[must_use]
 pub fn batch_logps(decoder: &Decoder, pass: &Pass<'_>, batch: &Batch, targets: &[i32]) -> Vec<f32> {
-    let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
-    let context = decoder.context(&sequences, &batch.positions);
-    let hidden = decoder.hidden(&batch.ids, &context, pass);
-    let logp: Tensor<1> = kernels::token_logp(hidden, pass.get(decoder.head()), targets);
-    logp.into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")
+    kernels::on_pool(|| {
+        let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
+        let context = decoder.context(&sequences, &batch.positions);
+        let hidden = decoder.hidden(&batch.ids, &context, pass);
+        let logp: Tensor<1> = kernels::token_logp(hidden, pass.get(decoder.head()), targets);
+        logp.into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")
+    })
 }
 
 /// Documents of an evaluation that are laid out together.

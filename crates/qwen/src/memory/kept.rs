@@ -116,6 +116,6 @@ pub(super) fn passing(hidden: usize, layer: &LayerSpec) -> (u64, u64) {
 pub(super) fn holes(hidden: usize, layer: &LayerSpec) -> u64 {
     match &layer.ffn {
         FfnSpec::Dense { .. } => 0,
-        FfnSpec::Sparse(sparse) => (sparse.active * (9 * sparse.inner / 2 + hidden)) as u64,
+        FfnSpec::Sparse(sparse) => (sparse.active * (sparse.inner / 2 + hidden)) as u64,
     }
 }

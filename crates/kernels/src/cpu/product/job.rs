@@ -167,27 +167,38 @@ impl Job<'_> {
         if scratch.right.len() < size {
             scratch.right.resize(size, Lane::new(0));
         }
+        let nowhere = Strips::of_right(0, std::ptr::null(), 0);
         scratch.strips.clear();
+        scratch.strips.resize(strips.len() * stretches.len(), nowhere);
+        let (first, _, width) = self.strip(strips.start);
+        let (last, columns, last_width) = self.strip(strips.end - 1);
         let mut rest = scratch.right.as_mut_slice();
-        for strip in strips {
-            let (first, columns, width) = self.strip(strip);
-            for stretch in stretches {
-                let (left, right) = self.terms[stretch.term];
-                let start = stretch.first * per_lane;
-                if panels <= DIRECT_PANELS
-                    && columns == width
-                    && self.precision == Precision::F32
-                    && let (Elements::F32(values), 1) = (right.elements, right.column_stride)
-                {
-                    let here = values[start * right.row_stride + first..].as_ptr();
-                    scratch.strips.push(Strips::of_right(stretch.steps, here.cast(), right.row_stride));
-                    continue;
+        for (index, stretch) in stretches.iter().enumerate() {
+            let (left, right) = self.terms[stretch.term];
+            let start = stretch.first * per_lane;
+            let of_strips = scratch.strips.iter_mut().skip(index).step_by(stretches.len()).enumerate();
+            if panels <= DIRECT_PANELS
+                && (last + columns - first).is_multiple_of(width)
+                && self.precision == Precision::F32
+                && let (Elements::F32(values), 1) = (right.elements, right.column_stride)
+            {
+                let here = &values[start * right.row_stride + first..];
+                for (strip, operands) in of_strips {
+                    *operands =
+                        Strips::of_right(stretch.steps, here[strip * width..].as_ptr().cast(), right.row_stride);
                 }
-                let (panel, behind) = rest.split_at_mut(stretch.steps * width);
-                rest = behind;
-                let inner = (stretch.steps * per_lane).min(left.inner() - start);
-                Lines::columns(right).part(first, columns, start, inner).pack(panel, width, self.precision);
-                scratch.strips.push(Strips::of_right(stretch.steps, panel.as_ptr().cast(), width));
+                continue;
+            }
+            let size = stretch.steps * ((strips.len() - 1) * width + last_width);
+            let (panels, behind) = rest.split_at_mut(size);
+            rest = behind;
+            let inner = (stretch.steps * per_lane).min(left.inner() - start);
+            let lines = Lines::columns(right).part(first, last + columns - first, start, inner);
+            lines.pack_strips(panels, [width, last_width], self.precision);
+            for (strip, operands) in of_strips {
+                let panel = panels[strip * stretch.steps * width..].as_ptr().cast();
+                let width = if strip + 1 == strips.len() { last_width } else { width };
+                *operands = Strips::of_right(stretch.steps, panel, width);
             }
         }
     }
