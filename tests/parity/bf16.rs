@@ -21,8 +21,8 @@ use crate::golden::{Golden, host, names, relative, spans};
 
 /// Largest ratio of our distance to theirs for a case.
 const ONE_CASE: f64 = 2.0;
-/// Largest geometric mean of the ratios of all cases. (With AVX-512-BF16 it is 0.7: our operations round their results once,
-/// torch's often on the way too.)
+/// Largest geometric mean of the ratios of all cases. (It is 0.7 to 0.8 with every instruction set: our operations round
+/// their results once, torch's often on the way too.)
 const ALL_CASES: f64 = 1.0;
 /// Less than this of a gradient's size is no bf16: its numbers have eight bits.
 const BF16_AT_ALL: f64 = 1e-3;
@@ -148,8 +148,9 @@ fn losses_and_gradients_are_as_near_to_f32_as_those_of_torch() {
 /// Our curve in bf16 from our curve in f32, which another test holds to torch's.
 fn curve(golden: &Golden, training: &Training, batch: &Batch) -> f64 {
     let [exact, ours] = [DType::F32, DType::BF16].map(|dtype| ten_steps_of(load(golden, dtype, training), batch).0);
-    // It learns: rounding takes little of what ten steps gain.
-    assert!(ours[0] - ours[9] > 0.75 * (exact[0] - exact[9]), "{}: {ours:?} for {exact:?}", golden.name);
+    // It learns: rounding takes little of what the steps gain. One loss of a hybrid may jump, in f32 too.
+    let gained = |losses: &[f64]| losses[0] - losses[5..].iter().sum::<f64>() / 5.0;
+    assert!(gained(&ours) > 0.75 * gained(&exact), "{}: {ours:?} for {exact:?}", golden.name);
     rms(ours.iter().zip(&exact).map(|(a, b)| a - b))
 }
 

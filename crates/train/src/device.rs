@@ -250,3 +250,20 @@ fn enumerated(
         None => Err(DeviceError::Absent { name, found }),
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_format_says_how_products_are_taken_from_it() {
+        let [auto, f32, bf16] =
+            [ComputeDtype::Auto, ComputeDtype::F32, ComputeDtype::Bf16].map(|dtype| open("cpu", dtype).unwrap());
+        assert_eq!([auto.dtype, f32.dtype, bf16.dtype], [DType::F32, DType::F32, DType::BF16]);
+        assert_eq!(f32.dtype_reason, WRITTEN);
+        assert!(auto.dtype_reason.contains("`bf16` would halve weights and activations"), "{}", auto.dtype_reason);
+        let by = processor().expect("a CPU is always there").bf16;
+        assert!(auto.dtype_reason.contains(by.unwrap_or("not take less time")), "{}", auto.dtype_reason);
+        assert!(bf16.dtype_reason.contains(by.unwrap_or("widens")), "{}", bf16.dtype_reason);
+    }
+}
