@@ -3,8 +3,8 @@
 //! A training step takes and gives back the same few thousand buffers as the step before. The system's allocator either
 //! maps and unmaps each of them, and the page faults cost more than the elementwise work, or keeps them in a heap for each
 //! thread, and what one thread has freed is of no use to another. Here large buffers come from one stretch of address space:
-//! the smallest hole that fits, neighbouring holes joined, pages kept until [`Buffers::give_back`]. Small ones are the
-//! system's own business.
+//! the smallest hole that fits, neighbouring holes joined, pages kept for as long as the program runs. Small ones are
+//! the system's own business.
 #![allow(unsafe_code, reason = "an allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -143,18 +143,6 @@ impl Buffers {
         Self { heap: Mutex::new(State::Unused) }
     }
 
-    /// Gives the pages of all holes back to the system, where that can be done: between one part of a job and another.
-    pub fn give_back(&self) {
-        #[cfg(unix)]
-        if let State::Heap(heap) = &*self.state() {
-            for (&place, &size) in &heap.holes {
-                // SAFETY: nobody reads a hole; its next owner finds zeros or what was there, both of which are allowed.
-                // A failure leaves the pages where they are.
-                let _ = unsafe { heap.space.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, place, size) };
-            }
-        }
-    }
-
     /// Bytes between the heap's start and its end, and how many of them are holes.
     #[must_use]
     pub fn extent(&self) -> (usize, usize) {
@@ -286,22 +274,6 @@ mod tests {
         }
         let (top, holes) = buffers.extent();
         assert_eq!(top, holes);
-    }
-
-    #[test]
-    fn pages_given_back_can_be_used_again() {
-        let buffers = Buffers::new();
-        // SAFETY: as above.
-        unsafe {
-            let place = buffers.alloc(of(1 << 20));
-            place.write_bytes(1, 1 << 20);
-            buffers.dealloc(place, of(1 << 20));
-            buffers.give_back();
-            let again = buffers.alloc_zeroed(of(1 << 20));
-            assert!(std::slice::from_raw_parts(again, 1 << 20).iter().all(|byte| *byte == 0));
-            again.write_bytes(1, 1 << 20);
-            buffers.dealloc(again, of(1 << 20));
-        }
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! Generation of one sequence with a cache of keys and values: greedy or sampled.
 
+use qwen_tune_kernels as kernels;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -68,16 +69,15 @@ pub fn generate(
     let room = decoder.spec.max_positions.saturating_sub(prompt.len());
     while !input.is_empty() && made.len() < sampling.max_tokens.min(room) {
         let tokens = input.len();
-        let context = Context::continuing(&decoder.spec.rope, cache, tokens, decoder.device());
-        let hidden = decoder.hidden(&input, &context, pass);
-        cache = context.cache.expect("invariant: a continuing context holds its cache");
+        let (logits, past) = kernels::on_pool(|| {
+            let context = Context::continuing(&decoder.spec.rope, cache, tokens, decoder.device());
+            let hidden = decoder.hidden(&input, &context, pass);
+            let logits = decoder.logits(hidden.narrow(0, tokens - 1, 1), pass).into_data().convert::<f32>();
+            let logits: Vec<f32> = logits.try_to_vec().expect("invariant: converted to f32");
+            (logits, context.cache.expect("invariant: a continuing context holds its cache"))
+        });
+        cache = past;
         cache.advance(tokens);
-        let logits: Vec<f32> = decoder
-            .logits(hidden.narrow(0, tokens - 1, 1), pass)
-            .into_data()
-            .convert::<f32>()
-            .try_to_vec()
-            .expect("invariant: converted to f32");
         let id = choose(&logits, sampling, made.len() as u64);
         if stop.contains(&id) {
             return Generation { ids: made, reason: StopReason::Stop };

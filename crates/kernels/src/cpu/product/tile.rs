@@ -161,58 +161,46 @@ mod x86 {
 
     use super::Lanes;
 
-    #[derive(Clone, Copy)]
-    pub(super) struct F32x16(__m512);
-    impl Lanes for F32x16 {
-        const COUNT: usize = 16;
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            unsafe { Self(_mm512_setzero_ps()) }
-        }
-        #[inline(always)]
-        unsafe fn load(lanes: *const u32) -> Self {
-            unsafe { Self(_mm512_loadu_ps(lanes.cast())) }
-        }
-        #[inline(always)]
-        unsafe fn splat(lane: *const u32) -> Self {
-            unsafe { Self(_mm512_set1_ps(lane.cast::<f32>().read_unaligned())) }
-        }
-        #[inline(always)]
-        unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
-            unsafe { Self(_mm512_fmadd_ps(a.0, b.0, self.0)) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, out: *mut f32) {
-            unsafe { _mm512_storeu_ps(out, self.0) }
-        }
+    /// Vectors of AVX-512 that differ in what a lane is.
+    macro_rules! lanes_of_512_bits {
+        ($(#[$doc:meta])* $name:ident, |$sum:ident, $a:ident, $b:ident| $product:expr) => {
+            $(#[$doc])*
+            #[derive(Clone, Copy)]
+            pub(super) struct $name(__m512);
+
+            impl Lanes for $name {
+                const COUNT: usize = 16;
+                #[inline(always)]
+                unsafe fn zero() -> Self {
+                    unsafe { Self(_mm512_setzero_ps()) }
+                }
+                #[inline(always)]
+                unsafe fn load(lanes: *const u32) -> Self {
+                    unsafe { Self(_mm512_loadu_ps(lanes.cast())) }
+                }
+                #[inline(always)]
+                unsafe fn splat(lane: *const u32) -> Self {
+                    unsafe { Self(_mm512_castsi512_ps(_mm512_set1_epi32(lane.read_unaligned() as i32))) }
+                }
+                #[inline(always)]
+                unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
+                    let ($sum, $a, $b) = (self.0, a.0, b.0);
+                    unsafe { Self($product) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, out: *mut f32) {
+                    unsafe { _mm512_storeu_ps(out, self.0) }
+                }
+            }
+        };
     }
 
-    /// Pairs of bf16, accumulated in f32.
-    #[derive(Clone, Copy)]
-    pub(super) struct Bf16Pairs(__m512);
-    impl Lanes for Bf16Pairs {
-        const COUNT: usize = 16;
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            unsafe { Self(_mm512_setzero_ps()) }
-        }
-        #[inline(always)]
-        unsafe fn load(lanes: *const u32) -> Self {
-            unsafe { Self(_mm512_loadu_ps(lanes.cast())) }
-        }
-        #[inline(always)]
-        unsafe fn splat(lane: *const u32) -> Self {
-            unsafe { Self(_mm512_castsi512_ps(_mm512_set1_epi32(lane.read_unaligned() as i32))) }
-        }
-        #[inline(always)]
-        unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
-            unsafe { Self(_mm512_dpbf16_ps(self.0, std::mem::transmute(a.0), std::mem::transmute(b.0))) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, out: *mut f32) {
-            unsafe { _mm512_storeu_ps(out, self.0) }
-        }
-    }
+    lanes_of_512_bits!(F32x16, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
+    lanes_of_512_bits!(
+        /// Pairs of bf16, accumulated in f32.
+        Bf16Pairs,
+        |sum, a, b| _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
+    );
 
     #[derive(Clone, Copy)]
     pub(super) struct F32x8(__m256);

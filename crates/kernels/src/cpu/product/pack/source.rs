@@ -67,6 +67,24 @@ pub(super) struct Rounded<'a> {
 }
 pub(super) struct Pairs<'a>(pub(super) &'a [bf16]);
 
+/// Lanes of two rows of neighbouring elements, or of one above zeros.
+#[inline(always)]
+fn join<T>(lanes: &mut [Lane], low: &[T], high: Option<&[T]>, bits: impl Fn(&T) -> u32) {
+    let low = &low[..lanes.len()];
+    match high.map(|high| &high[..low.len()]) {
+        Some(high) => {
+            for ((lane, low), high) in lanes.iter_mut().zip(low).zip(high) {
+                *lane = Lane::new(bits(low) | bits(high) << 16);
+            }
+        }
+        None => {
+            for (lane, low) in lanes.iter_mut().zip(low) {
+                *lane = Lane::new(bits(low));
+            }
+        }
+    }
+}
+
 /// The bits of the nearest bf16.
 #[inline(always)]
 fn rounded(value: f32) -> u32 {
@@ -176,17 +194,8 @@ impl Source for Rounded<'_> {
     }
     #[inline(always)]
     fn lanes(&self, at: usize, next: usize, full: bool, lanes: &mut [Lane]) {
-        let low = &self.values[at..at + lanes.len()];
-        if full {
-            let high = &self.values[at + next..at + next + lanes.len()];
-            for ((lane, low), high) in lanes.iter_mut().zip(low).zip(high) {
-                *lane = Lane::new(rounded(low * self.scale) | rounded(high * self.scale) << 16);
-            }
-        } else {
-            for (lane, low) in lanes.iter_mut().zip(low) {
-                *lane = Lane::new(rounded(low * self.scale));
-            }
-        }
+        let high = full.then(|| &self.values[at + next..]);
+        join(lanes, &self.values[at..], high, |value| rounded(value * self.scale));
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
@@ -231,17 +240,8 @@ impl Source for Pairs<'_> {
     }
     #[inline(always)]
     fn lanes(&self, at: usize, next: usize, full: bool, lanes: &mut [Lane]) {
-        let low = &self.0[at..at + lanes.len()];
-        if full {
-            let high = &self.0[at + next..at + next + lanes.len()];
-            for ((lane, low), high) in lanes.iter_mut().zip(low).zip(high) {
-                *lane = Lane::new(u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16);
-            }
-        } else {
-            for (lane, low) in lanes.iter_mut().zip(low) {
-                *lane = Lane::new(u32::from(low.to_bits()));
-            }
-        }
+        let high = full.then(|| &self.0[at + next..]);
+        join(lanes, &self.0[at..], high, |value: &bf16| u32::from(value.to_bits()));
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
