@@ -257,8 +257,8 @@ mod tests {
 
     #[test]
     fn the_reason_of_a_format_says_how_products_are_taken_from_it() {
-        let [auto, f32, bf16] =
-            [ComputeDtype::Auto, ComputeDtype::F32, ComputeDtype::Bf16].map(|dtype| open("cpu", dtype).unwrap());
+        let [auto, f32, bf16] = [ComputeDtype::Auto, ComputeDtype::F32, ComputeDtype::Bf16]
+            .map(|dtype| open("cpu", dtype).expect("a CPU computes in both"));
         assert_eq!([auto.dtype, f32.dtype, bf16.dtype], [DType::F32, DType::F32, DType::BF16]);
         assert_eq!(f32.dtype_reason, WRITTEN);
         assert!(auto.dtype_reason.contains("`bf16` would halve weights and activations"), "{}", auto.dtype_reason);

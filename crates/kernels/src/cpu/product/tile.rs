@@ -2,6 +2,7 @@
 //!
 //! Operands are lanes of four bytes: an f32, or two neighbouring bf16 along the inner dimension. The left one is broadcast
 //! lane by lane, the right one read in vectors. Compiled for several instruction sets, chosen at run time.
+#![expect(clippy::needless_range_loop, reason = "loops of a known length over registers, which are unrolled")]
 
 use std::sync::OnceLock;
 
