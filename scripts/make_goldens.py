@@ -393,12 +393,14 @@ def in_layout(state, layout):
     return out
 
 
-def load(path):
+def load(path, dtype=torch.float32):
     """The causal model; of one with a vision tower its text part. Whatever layout the experts have, we put them in."""
     config = AutoConfig.from_pretrained(path)
     config = getattr(config, "text_config", config)
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    if dtype != torch.float32:
+        config._experts_implementation = "eager"  # grouped products want rows of whole 16 bytes, which are wider than ours
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
     state = {}
     for file in sorted(path.glob("model*.safetensors")):
         state |= load_file(file)
@@ -592,7 +594,8 @@ def main():
         text = [f"Made by `scripts/make_goldens.py` (which says what each tensor is) with torch {torch.__version__.split('+')[0]},"]
         import peft
 
-        text.append(f"transformers {transformers.__version__} and PEFT {peft.__version__}.\n")
+        text.append(f"transformers {transformers.__version__} and PEFT {peft.__version__}.")
+        text.append("`bf16.json`: how far those are in bf16 from themselves in f32, by `scripts/make_bf16_goldens.py`.\n")
         (OUT / "README.md").write_text("# Golden files\n\n" + "\n".join(text) + "\n" + "\n".join([HEADER] + lines) + "\n")
 
 

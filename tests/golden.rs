@@ -120,15 +120,27 @@ impl Golden {
     }
 
     pub fn load(&self, training: &Training, device: &Device) -> (Decoder, Parameters) {
-        Decoder::load(&self.model, training, device, DType::F32).unwrap()
+        self.load_as(DType::F32, training, device)
+    }
+
+    pub fn load_as(&self, dtype: DType, training: &Training, device: &Device) -> (Decoder, Parameters) {
+        Decoder::load(&self.model, training, device, dtype).unwrap()
     }
 
     /// Both rows of `input_ids` and `labels` as one batch.
     pub fn batch(&self) -> Batch {
+        self.shifted_batch(0)
+    }
+
+    /// The same with `by` added to every token and label, modulo the vocabulary.
+    pub fn shifted_batch(&self, by: usize) -> Batch {
         let info = self.values.info("input_ids").unwrap();
         let [rows, width] = info.shape[..] else { panic!("input_ids has shape {:?}", info.shape) };
-        let ids: Vec<u32> = self.i64("input_ids").into_iter().map(|id| id as u32).collect();
-        batch(&ids, &self.i64("labels"), &vec![width; rows])
+        let shift = |id: i64| (id + by as i64) % self.model.spec.vocab_size as i64;
+        let ids: Vec<u32> = self.i64("input_ids").into_iter().map(|id| shift(id) as u32).collect();
+        let labels: Vec<i64> =
+            self.i64("labels").into_iter().map(|label| if label < 0 { label } else { shift(label) }).collect();
+        batch(&ids, &labels, &vec![width; rows])
     }
 }
 

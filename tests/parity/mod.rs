@@ -3,6 +3,7 @@
 
 use burn::backend::Flex;
 use burn::tensor::{Device, Tensor};
+use qwen_tune_data::Batch;
 use qwen_tune_model::{Decoder, Parameters, Pass, Training};
 use qwen_tune_qwen::export::Change;
 use qwen_tune_train::backward::{Gradients, Staging, accumulate};
@@ -11,6 +12,8 @@ use qwen_tune_weights::TensorSource;
 use qwen_tune_weights::peft::Adapter;
 
 use crate::golden::{Golden, PREFIX, batch, host, max_abs, names, relative, spans};
+
+mod bf16;
 
 /// How near two f32 computations of one model come.
 struct Tolerance {
@@ -83,11 +86,14 @@ fn every_block_and_the_logits_are_those_of_transformers() {
 }
 
 fn gradients(decoder: &Decoder, parameters: &Parameters, golden: &Golden, recompute: usize) -> (f64, Gradients) {
-    let batch = golden.batch();
+    gradients_of(decoder, parameters, &golden.batch(), recompute)
+}
+
+fn gradients_of(decoder: &Decoder, parameters: &Parameters, batch: &Batch, recompute: usize) -> (f64, Gradients) {
     let share = 1.0 / batch.trained as f32;
     let mut gradients = Gradients::default();
     let staging = Staging::plain(recompute);
-    let passed = accumulate(decoder, parameters, &Likelihood, &batch, share, staging, &mut gradients);
+    let passed = accumulate(decoder, parameters, &Likelihood, batch, share, staging, &mut gradients);
     (passed.nats / batch.trained as f64, gradients)
 }
 
@@ -198,13 +204,17 @@ fn optimizer() -> OptimizerConfig {
 }
 
 fn ten_steps(golden: &Golden, device: &Device, training: &Training) -> (Vec<f64>, Vec<f64>, Parameters) {
-    let (decoder, mut parameters) = golden.load(training, device);
+    ten_steps_of(golden.load(training, device), &golden.batch())
+}
+
+fn ten_steps_of(model: (Decoder, Parameters), batch: &Batch) -> (Vec<f64>, Vec<f64>, Parameters) {
+    let (decoder, mut parameters) = model;
     parameters.iter_mut().for_each(|p| p.decays = true);
     let config = optimizer();
     let mut adamw = AdamW::new(config.clone(), &parameters);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for _ in 0..10 {
-        let (loss, g) = gradients(&decoder, &parameters, golden, 0);
+        let (loss, g) = gradients_of(&decoder, &parameters, batch, 0);
         let norm = g.norm();
         adamw.step(&mut parameters, &g, config.clip(norm), config.learning_rate);
         losses.push(loss);

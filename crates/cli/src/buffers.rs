@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     fn of(size: usize) -> Layout {
-        Layout::from_size_align(size, 8).unwrap()
+        Layout::from_size_align(size, 8).expect("an alignment of eight")
     }
 
     #[test]

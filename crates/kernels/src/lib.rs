@@ -69,6 +69,8 @@ pub use adamw::{AdamW, Trained, adamw, global_norm};
 pub use add::add;
 pub use attention::attention;
 pub use causal_conv::{causal_conv, causal_conv_step};
+#[cfg(feature = "cpu")]
+pub use cpu::product::{Instructions, instructions};
 pub use dropout::Dropout;
 pub use gated_delta::{gated_delta, gated_delta_step};
 pub use gated_norm::gated_norm;

@@ -14,8 +14,10 @@ pub struct OpenDevice {
     pub dtype: DType,
     /// Whether its memory is the machine's own.
     pub on_host: bool,
-    /// Why this device and format, for `plan`.
+    /// Why this device, for `plan`.
     pub reason: String,
+    /// Why this number format, for `plan`.
+    pub dtype_reason: String,
 }
 
 impl OpenDevice {
@@ -79,13 +81,59 @@ pub const DEVICES: &[&str] = &["auto", "cpu", "cuda:0", "wgpu", "vulkan", "ndarr
 /// If there is no such device, it is not compiled in, or it does not compute in `dtype`.
 pub fn open(name: &str, dtype: ComputeDtype) -> Result<OpenDevice, DeviceError> {
     let (device, name, bf16, reason) = select(name)?;
-    let dtype = match (dtype, bf16) {
-        (ComputeDtype::F32, _) | (ComputeDtype::Auto, Bf16::Offered | Bf16::Missing) => DType::F32,
-        (ComputeDtype::Auto, Bf16::Preferred) | (ComputeDtype::Bf16, Bf16::Offered | Bf16::Preferred) => DType::BF16,
+    let (dtype, dtype_reason) = match (dtype, bf16) {
+        (ComputeDtype::F32, _) => (DType::F32, WRITTEN.to_owned()),
+        (ComputeDtype::Auto, Bf16::Offered { by }) => (
+            DType::F32,
+            match by {
+                Some(set) => {
+                    format!("a CPU's own; `bf16` would halve weights and activations, and {set} multiplies it")
+                }
+                None => {
+                    "a CPU's own; `bf16` would halve weights and activations, but not take less time here".to_owned()
+                }
+            },
+        ),
+        (ComputeDtype::Auto, Bf16::Missing) => (DType::F32, "the only one of this device".to_owned()),
+        (ComputeDtype::Auto, Bf16::Preferred) => (DType::BF16, "half the memory, and multiplied faster".to_owned()),
+        (ComputeDtype::Bf16, Bf16::Preferred) => (DType::BF16, WRITTEN.to_owned()),
+        (ComputeDtype::Bf16, Bf16::Offered { by }) => (
+            DType::BF16,
+            match by {
+                Some(set) => format!("{WRITTEN}; multiplied by {set}"),
+                None => format!("{WRITTEN}; this CPU widens it to f32 for products: half the memory, not less time"),
+            },
+        ),
         (ComputeDtype::Bf16, Bf16::Missing) => return Err(DeviceError::Dtype { name, dtype: "bf16" }),
     };
     let on_host = matches!(name.as_str(), "cpu" | "ndarray");
-    Ok(OpenDevice { device, name, dtype, on_host, reason })
+    Ok(OpenDevice { device, name, dtype, on_host, reason, dtype_reason })
+}
+
+const WRITTEN: &str = "as the recipe says";
+
+/// What the device `cpu` computes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Processor {
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Instruction set of products: `AVX-512`, `AVX2`, `portable`.
+    pub products: &'static str,
+    /// Instruction set of products from bf16; `None` where they are widened to f32.
+    pub bf16: Option<&'static str>,
+}
+
+/// This machine's processor, where the device `cpu` is built in.
+#[must_use]
+pub fn processor() -> Option<Processor> {
+    #[cfg(feature = "cpu")]
+    {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let instructions = qwen_tune_kernels::instructions();
+        Some(Processor { cores, products: instructions.f32, bf16: instructions.bf16 })
+    }
+    #[cfg(not(feature = "cpu"))]
+    None
 }
 
 type Choice = (Device, String, Bf16, String);
@@ -97,7 +145,11 @@ enum Bf16 {
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "another build"))]
     Preferred,
     /// It does, where the recipe asks for it.
-    Offered,
+    #[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "another build"))]
+    Offered {
+        /// Instructions for its products; `None` where they are widened.
+        by: Option<&'static str>,
+    },
     /// It does not.
     #[cfg_attr(
         not(any(feature = "ndarray", feature = "wgpu", feature = "vulkan")),
@@ -107,7 +159,7 @@ enum Bf16 {
 }
 
 fn select(name: &str) -> Result<Choice, DeviceError> {
-    let written = || "as the recipe says".to_owned();
+    let written = || WRITTEN.to_owned();
     let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
     let unknown = || DeviceError::Unknown { name: name.to_owned() };
     let index: usize = index.parse().map_err(|_| unknown())?;
@@ -134,7 +186,8 @@ fn automatic() -> Result<Choice, DeviceError> {
 #[cfg(feature = "cpu")]
 #[expect(clippy::unnecessary_wraps, reason = "the other build answers with an error")]
 fn cpu(reason: String) -> Result<Choice, DeviceError> {
-    Ok((Device::flex(), "cpu".to_owned(), Bf16::Offered, reason))
+    let bf16 = Bf16::Offered { by: qwen_tune_kernels::instructions().bf16 };
+    Ok((Device::flex(), "cpu".to_owned(), bf16, reason))
 }
 #[cfg(not(feature = "cpu"))]
 fn cpu(_: String) -> Result<Choice, DeviceError> {
@@ -195,5 +248,22 @@ fn enumerated(
     match devices.into_iter().nth(index) {
         Some(device) => Ok((device, name, bf16, reason)),
         None => Err(DeviceError::Absent { name, found }),
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_format_says_how_products_are_taken_from_it() {
+        let [auto, f32, bf16] = [ComputeDtype::Auto, ComputeDtype::F32, ComputeDtype::Bf16]
+            .map(|dtype| open("cpu", dtype).expect("a CPU computes in both"));
+        assert_eq!([auto.dtype, f32.dtype, bf16.dtype], [DType::F32, DType::F32, DType::BF16]);
+        assert_eq!(f32.dtype_reason, WRITTEN);
+        assert!(auto.dtype_reason.contains("`bf16` would halve weights and activations"), "{}", auto.dtype_reason);
+        let by = processor().expect("a CPU is always there").bf16;
+        assert!(auto.dtype_reason.contains(by.unwrap_or("not take less time")), "{}", auto.dtype_reason);
+        assert!(bf16.dtype_reason.contains(by.unwrap_or("widens")), "{}", bf16.dtype_reason);
     }
 }

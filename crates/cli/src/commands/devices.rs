@@ -1,6 +1,6 @@
 //! `devices`: what this binary can compute on.
 
-use qwen_tune_train::device::{DEVICES, DeviceError, open};
+use qwen_tune_train::device::{DEVICES, DeviceError, Processor, open, processor};
 use serde_json::json;
 
 use super::{DONE, Ended, written};
@@ -17,8 +17,16 @@ pub(super) fn run(_: &DevicesArgs, printer: &Printer) -> Ended {
             Err(DeviceError::NotBuilt { feature, .. }) => format!("build with `--features {feature}`"),
             Err(error) => error.to_string(),
         };
-        list.push(json!({ "device": name, "state": state }));
-        table.row([(*name).to_owned(), state]);
+        let mut entry = json!({ "device": name, "state": state });
+        let mut cell = state;
+        if let Some(processor) = processor().filter(|_| *name == "cpu") {
+            entry["cores"] = processor.cores.into();
+            entry["products"] = processor.products.into();
+            entry["bf16_products"] = processor.bf16.into();
+            cell = format!("{cell}: {}", sentence(processor));
+        }
+        list.push(entry);
+        table.row([(*name).to_owned(), cell]);
     }
     if printer.is_json() {
         written(printer.json(&list))?;
@@ -26,4 +34,12 @@ pub(super) fn run(_: &DevicesArgs, printer: &Printer) -> Ended {
         written(printer.data(&table.render(0)))?;
     }
     Ok(DONE)
+}
+
+fn sentence(Processor { cores, products, bf16 }: Processor) -> String {
+    let cores = if cores == 1 { "1 core".to_owned() } else { format!("{cores} cores") };
+    match bf16 {
+        Some(set) => format!("{cores}; products by {products}, from bf16 by {set}"),
+        None => format!("{cores}; products by {products}, from bf16 widened to f32"),
+    }
 }

@@ -14,6 +14,7 @@ mod worst;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Audit, AuditLimits, BatchPlan, DataError, Dataset, Packing, StepSize};
+use qwen_tune_model::ComputeDtype;
 use qwen_tune_qwen::{Auto, ModelDir};
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{Artefact, EvalSet, Recompute};
@@ -135,6 +136,9 @@ impl Plan {
         let mut choose = |key: &str, value: toml::Value, reason: &str| choices.push(Choice::new(key, value, reason));
         if recipe.run.device == "auto" {
             choose("run.device", device.name.as_str().into(), &device.reason);
+        }
+        if recipe.model.dtype != ComputeDtype::F32 {
+            choose("model.dtype", device.dtype.name().into(), &device.dtype_reason);
         }
         if matches!(recipe.run.threads, Auto::Auto | Auto::Value(0)) {
             choose("run.threads", (threads.count as i64).into(), &threads.reason);

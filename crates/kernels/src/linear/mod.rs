@@ -47,6 +47,7 @@ pub struct Projection {
 ///
 /// Kept for backward: `x`, `drop(x)·Aᵀ` in f32, and handles of the weights; for a frozen `weight` without an adapter, not
 /// even `x`. Frozen tensors get no gradient and cost no product.
+#[expect(clippy::needless_pass_by_value, reason = "a tensor is given to an operation, as everywhere")]
 pub fn projections<const N: usize>(x: Tensor<2>, maps: [Projection; N]) -> [Tensor<2>; N] {
     let [tokens, inputs] = x.dims();
     for Projection { weight, bias, adapter } in &maps {

@@ -54,6 +54,21 @@ impl Precision {
     }
 }
 
+/// What products run on, found when the program starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instructions {
+    /// Of f32 products: `AVX-512`, `AVX2`, or `portable` for what every machine of the kind has.
+    pub f32: &'static str,
+    /// Of products from bf16: `AVX-512-BF16`; `None` where they are widened and multiplied in f32.
+    pub bf16: Option<&'static str>,
+}
+
+/// What this machine multiplies with.
+#[must_use]
+pub fn instructions() -> Instructions {
+    Instructions { f32: Precision::F32.kernels().name, bf16: kernels(Precision::Bf16).map(|kernels| kernels.name) }
+}
+
 /// Who computes a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Threads {

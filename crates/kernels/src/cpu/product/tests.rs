@@ -2,6 +2,7 @@
 
 use burn::tensor::bf16;
 
+use super::pack::{Lane, Lines};
 use super::*;
 use crate::oracle::{Random, on_threads};
 
@@ -121,6 +122,38 @@ fn every_instruction_set_agrees_with_f64() {
                     "{precision:?}, {} rows, at {at}",
                     kernels.rows
                 );
+            }
+        }
+    }
+}
+
+/// Whatever the instruction set packs with, a panel holds each element at its place and zeros beside them.
+#[test]
+fn panels_hold_every_element_at_its_place() {
+    let mut random = Random::new(5);
+    let bits = |value: f32| value.to_bits();
+    for [count, inner, width] in
+        [[1, 1, 1], [3, 2, 4], [14, 33, 14], [16, 16, 16], [17, 47, 32], [31, 1, 32], [5, 64, 16]]
+    {
+        let values = draw(&mut random, count * inner);
+        let narrow = narrow(&values);
+        for matrix in views(&values, &narrow, count, inner) {
+            let at = |line: usize, step: usize| {
+                if line < count && step < inner { element(&matrix, line, step) } else { 0.0 }
+            };
+            let half = |line, step| u32::from(bf16::from_f32(at(line, step)).to_bits());
+            for precision in [Precision::F32, Precision::Bf16] {
+                let mut panel = vec![Lane::new(7); precision.steps(inner) * width];
+                Lines::rows(matrix).pack(&mut panel, width, precision);
+                for (index, lane) in panel.into_iter().enumerate() {
+                    let (step, line) = (index / width, index % width);
+                    let expected = match precision {
+                        Precision::F32 => bits(at(line, step)),
+                        Precision::Bf16 => half(line, 2 * step) | half(line, 2 * step + 1) << 16,
+                    };
+                    // SAFETY: packing writes the whole panel.
+                    assert_eq!(unsafe { lane.assume_init() }, expected, "{matrix:?}, {precision:?}, lane {index}");
+                }
             }
         }
     }

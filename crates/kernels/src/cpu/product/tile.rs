@@ -2,6 +2,7 @@
 //!
 //! Operands are lanes of four bytes: an f32, or two neighbouring bf16 along the inner dimension. The left one is broadcast
 //! lane by lane, the right one read in vectors. Compiled for several instruction sets, chosen at run time.
+#![expect(clippy::needless_range_loop, reason = "loops of a known length over registers, which are unrolled")]
 
 use std::sync::OnceLock;
 
@@ -95,6 +96,8 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const VECTORS: usize, const PACKED: 
 /// What an instruction set offers: tiles by their number of rows and vectors.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
+    /// The instruction set, as people write it.
+    pub(super) name: &'static str,
     /// Rows of the highest tile.
     pub(super) rows: usize,
     /// Columns of one vector.
@@ -128,7 +131,7 @@ impl Kernels {
 
 /// The tiles of one instruction set: every height as a function of its own.
 macro_rules! kernels {
-    ($name:ident, $lanes:ty, [$($feature:literal)?], $most:literal, [$($rows:literal)*], [$($direct:literal)*], [$($wide:literal)*]) => {
+    ($name:ident, $set:literal, $lanes:ty, [$($feature:literal)?], $most:literal, [$($rows:literal)*], [$($direct:literal)*], [$($wide:literal)*]) => {
         mod $name {
             use super::{Kernels, Lanes, Strips, Tile};
 
@@ -143,6 +146,7 @@ macro_rules! kernels {
             }
 
             pub(super) const KERNELS: Kernels = Kernels {
+                name: $set,
                 rows: $most,
                 lanes: <$lanes>::COUNT,
                 packed: [&[$(packed::<$rows, 1> as Tile),*], &[$(packed::<$rows, 2> as Tile),*]],
@@ -263,12 +267,12 @@ impl Lanes for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-kernels!(avx512_bf16, super::x86::Bf16Pairs, ["avx512f,avx512bf16"], 14, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], [1 2 3 4 5 6 7 8 9 10 11 12], [1 2 3 4 5 6 7 8]);
+kernels!(avx512_bf16, "AVX-512-BF16", super::x86::Bf16Pairs, ["avx512f,avx512bf16"], 14, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], [1 2 3 4 5 6 7 8 9 10 11 12], [1 2 3 4 5 6 7 8]);
 #[cfg(target_arch = "x86_64")]
-kernels!(avx512, super::x86::F32x16, ["avx512f"], 14, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], [1 2 3 4 5 6 7 8 9 10 11 12], [1 2 3 4 5 6 7 8]);
+kernels!(avx512, "AVX-512", super::x86::F32x16, ["avx512f"], 14, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], [1 2 3 4 5 6 7 8 9 10 11 12], [1 2 3 4 5 6 7 8]);
 #[cfg(target_arch = "x86_64")]
-kernels!(avx2, super::x86::F32x8, ["avx2,fma"], 6, [1 2 3 4 5 6], [1 2 3 4 5 6], [1 2 3 4 5 6]);
-kernels!(portable, super::Portable, [], 4, [1 2 3 4], [1 2 3 4], [1 2 3 4]);
+kernels!(avx2, "AVX2", super::x86::F32x8, ["avx2,fma"], 6, [1 2 3 4 5 6], [1 2 3 4 5 6], [1 2 3 4 5 6]);
+kernels!(portable, "portable", super::Portable, [], 4, [1 2 3 4], [1 2 3 4], [1 2 3 4]);
 
 /// The fastest tiles of this machine; `None` in bf16 where it has no instruction for that.
 pub(super) fn kernels(precision: Precision) -> Option<&'static Kernels> {

@@ -110,7 +110,7 @@ impl<'a> Lines<'a> {
                                 lines.inner,
                                 panel,
                                 width,
-                            )
+                            );
                         }
                     }
                 } else if lines.stride == 1 {
