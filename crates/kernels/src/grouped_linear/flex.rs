@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::Groups;
 use crate::cpu::element::{Element, by_element, narrowed, wide};
 use crate::cpu::operand::{Operand, contiguous, record};
-use crate::cpu::product::{Elements, Matrix, Threads, new_product, product};
+use crate::cpu::product::{Elements, Matrix, Number, Threads, new_product, product};
 use crate::cpu::rows::dropped;
 use crate::cpu::vector;
 use crate::{Adapter, Dropout};
@@ -38,7 +38,11 @@ pub(super) fn grouped_linear(
     Some(by_element!(x.dtype(), E => forward::<E>(parents, groups, adapter)))
 }
 
-fn forward<E: Element>(parents: [Operand; 4], groups: &Arc<Groups>, adapter: Option<&Adapter<3>>) -> Tensor<2> {
+fn forward<E: Element + Number>(
+    parents: [Operand; 4],
+    groups: &Arc<Groups>,
+    adapter: Option<&Adapter<3>>,
+) -> Tensor<2> {
     let [x, weight, a, b] = parents.each_ref().map(Operand::contiguous);
     let map = Stack::of(&weight);
     let rows = Rows::of(&x);
@@ -53,7 +57,14 @@ fn forward<E: Element>(parents: [Operand; 4], groups: &Arc<Groups>, adapter: Opt
     });
     let y = for_groups(groups, map.rows, |group, of_group, out: &mut [E], threads| {
         E::write(out, &mut Vec::new(), |out| {
-            product(&mut *out, rows.part(of_group.clone()), map.matrix(group).transposed(), 1.0, false, threads);
+            product(
+                &mut *out,
+                rows.part(of_group.clone()),
+                map.matrix(group).beside::<E>().transposed(),
+                1.0,
+                false,
+                threads,
+            );
             if let Some(low) = &low {
                 let up = Stack::of(&low.b).matrix(group).transposed();
                 product(out, low.rows().part(of_group), up, low.scale, true, threads);
@@ -183,7 +194,7 @@ impl Saved {
     }
 }
 
-impl<E: Element> Backward<Flex, 4> for Step<E> {
+impl<E: Element + Number> Backward<Flex, 4> for Step<E> {
     type State = Saved;
 
     /// In each group, with `dl = s·dy·B`: `dx = dy·W + (dl·A) ⊙ mask`, `dW = dyᵀ·x`, `dA = dlᵀ·(x ⊙ mask)`,
@@ -207,7 +218,7 @@ impl<E: Element> Backward<Flex, 4> for Step<E> {
         if let Some(node) = x_node {
             let dx = for_groups(groups, inputs, |group, rows, out: &mut [E], threads| {
                 E::write(out, &mut Vec::new(), |out| {
-                    product(&mut *out, dy.part(rows.clone()), weight.matrix(group), 1.0, false, threads);
+                    product(&mut *out, dy.part(rows.clone()), weight.matrix(group).beside::<E>(), 1.0, false, threads);
                     let Some((low, dlow)) = through else { return };
                     let a = Stack::of(&low.a);
                     let dlow = Rows::dense(dlow, a.rows).part(rows.clone());

@@ -81,7 +81,7 @@ impl<E: Element + Number> Backward<Flex, 1> for FanOut<E> {
         let Saved { x, pending } = ops.state;
         let parts = pending.take();
         let [Some(node)] = ops.parents else { return };
-        let dx: Vec<E> = terms(&parts).unwrap_or_else(|| E::rounded(step_by_step(&parts, x)));
+        let dx: Vec<E> = terms(&parts).unwrap_or_else(|| E::rounded(step_by_step::<E>(&parts, x)));
         grads.register::<Flex>(node.id, E::tensor(dx, x));
     }
 }
@@ -104,7 +104,7 @@ fn terms<E: Number>(parts: &[Part]) -> Option<Vec<E>> {
     let mut terms = Vec::with_capacity(2 * parts.len());
     for (part, dlow) in parts.iter().zip(&packed) {
         if let Upstream::Packed(left) = &part.upstream {
-            terms.push(Term { left, right: matrix(&part.weight) });
+            terms.push(Term { left, right: matrix(&part.weight).beside::<E>() });
         }
         if let (Some(left), Some((low, _))) = (dlow, &part.through) {
             terms.push(Term { left, right: matrix(&low.a) });
@@ -114,18 +114,22 @@ fn terms<E: Number>(parts: &[Part]) -> Option<Vec<E>> {
 }
 
 /// Part by part, in f32.
-fn step_by_step(parts: &[Part], [tokens, inputs]: [usize; 2]) -> Vec<f32> {
+fn step_by_step<E: Number>(parts: &[Part], [tokens, inputs]: [usize; 2]) -> Vec<f32> {
     let mut dx = vec![0.0; tokens * inputs];
     for Part { upstream, weight, through, .. } in parts {
         match upstream {
             Upstream::Packed(left) => {
-                let here: Vec<f32> =
-                    new_sum_of_products(&[Term { left, right: matrix(weight) }], None, 1.0, Threads::Pool);
+                let here: Vec<f32> = new_sum_of_products(
+                    &[Term { left, right: matrix(weight).beside::<E>() }],
+                    None,
+                    1.0,
+                    Threads::Pool,
+                );
                 for_blocks(&mut dx, 1, |first, block| {
                     vector::accumulate_scaled(block, &here[first..first + block.len()], 1.0);
                 });
             }
-            Upstream::Rows(dy) => product(&mut dx, matrix(dy), matrix(weight), 1.0, true, Threads::Pool),
+            Upstream::Rows(dy) => product(&mut dx, matrix(dy), matrix(weight).beside::<E>(), 1.0, true, Threads::Pool),
         }
         let Some((low, dlow)) = through else { continue };
         let (a, dlow) = (matrix(&low.a), Matrix::dense(dlow, tokens, matrix(&low.a).rows()));

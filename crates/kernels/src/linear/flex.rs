@@ -84,7 +84,7 @@ fn output<E: Element + Number>(
     bias: Option<Elements>,
     low: Option<&Low>,
 ) -> Vec<E> {
-    let weight_IO = matrix(weight).transposed();
+    let weight_IO = matrix(weight).beside::<E>().transposed();
     let Some(left) = left else {
         return finished_product(x, weight_IO, bias, |y| {
             if let Some(low) = low {

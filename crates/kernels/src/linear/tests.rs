@@ -185,3 +185,26 @@ fn a_bf16_base_takes_f32_adapters_and_gives_their_gradients_in_f32() {
     assert_eq!(a.grad(&grads).unwrap().dtype(), DType::F32);
     assert_eq!(b.grad(&grads).unwrap().dtype(), DType::F32);
 }
+
+#[test]
+fn a_bf16_weight_beside_f32_activations_is_its_f32_copy() {
+    let mut random = Random::new(6);
+    for tokens in [1, 2, 20, 50] {
+        let mut operands = Operands::draw(&mut random, [tokens, 34, 40, 3], false);
+        let stored = operands.weight.clone().cast(DType::BF16);
+        operands.weight = stored.clone().cast(DType::F32);
+        let upstream = random.tensor([tokens, 40]);
+        let exact = operands.track([true, false, false, true, true]);
+        let fast = Operands { weight: stored, ..operands.track([true, false, false, true, true]) };
+        let (y, expected) = (fast.apply(true, Some(fast.adapter(None))), exact.apply(true, Some(exact.adapter(None))));
+        assert_eq!(y.dtype(), DType::F32);
+        assert_close(&y, &expected, "y");
+        let (grads, expected) = (fast.grads(&y, &upstream), exact.grads(&expected, &upstream));
+        for ((grad, expected), name) in grads.iter().zip(&expected).zip(NAMES) {
+            assert_eq!(grad.is_some(), expected.is_some(), "{name}");
+            if let (Some(grad), Some(expected)) = (grad, expected) {
+                assert_close(grad, expected, name);
+            }
+        }
+    }
+}

@@ -131,7 +131,7 @@ impl<E: Element + Number> Pass<E> {
     }
 
     fn head_VD(&self) -> Matrix<'_> {
-        Matrix::of(&self.head).expect("invariant: checked before the pass was made")
+        Matrix::of(&self.head).expect("invariant: checked before the pass was made").beside::<E>()
     }
 
     /// Calls `f` with the logits of one chunk after another.

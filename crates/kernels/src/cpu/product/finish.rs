@@ -2,7 +2,7 @@
 
 use burn::tensor::bf16;
 
-use super::Elements;
+use super::{Elements, Precision};
 use crate::cpu::rows::filled;
 use crate::cpu::vector::{self, narrowed, widened};
 
@@ -59,6 +59,9 @@ impl Target {
 
 /// Number formats that an output may have.
 pub(crate) trait Number: Copy {
+    /// Format in which activations of this format are multiplied.
+    const PRECISION: Precision;
+
     fn place(first: *mut Self) -> TargetKind;
 
     fn elements(values: &[Self]) -> Elements<'_>;
@@ -68,6 +71,8 @@ pub(crate) trait Number: Copy {
 }
 
 impl Number for f32 {
+    const PRECISION: Precision = Precision::F32;
+
     fn place(first: *mut Self) -> TargetKind {
         TargetKind::F32(first)
     }
@@ -82,6 +87,8 @@ impl Number for f32 {
 }
 
 impl Number for bf16 {
+    const PRECISION: Precision = Precision::Bf16;
+
     fn place(first: *mut Self) -> TargetKind {
         TargetKind::Bf16(first)
     }

@@ -27,7 +27,7 @@ impl Left {
 
     /// The same in panels of at most `most` rows.
     pub(super) fn pack_in(matrix: Matrix, scale: f32, precision: Precision, most: usize, threads: Threads) -> Self {
-        assert!(scale == 1.0 || matrix.precision() == Precision::F32, "product: bf16 operands are not scaled");
+        assert!(scale == 1.0 || matrix.is_in(Precision::F32), "product: bf16 operands are not scaled");
         let (rows, inner) = (matrix.rows, matrix.columns);
         let height = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
         let size = height * precision.steps(inner);
@@ -84,7 +84,7 @@ impl<'a> Rows<'a> {
     pub(super) fn in_place(matrix: Matrix<'a>, precision: Precision) -> Option<Self> {
         let per_lane = precision.per_lane();
         let whole = matrix.columns.is_multiple_of(per_lane) && matrix.row_stride.is_multiple_of(per_lane);
-        (matrix.precision() == precision && matrix.column_stride == 1 && whole).then_some(Self::InPlace(matrix))
+        (matrix.is_in(precision) && matrix.column_stride == 1 && whole).then_some(Self::InPlace(matrix))
     }
 
     pub(super) fn inner(self) -> usize {

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use burn::tensor::bf16;
 use burn_flex::FlexTensor;
 
-use super::Precision;
+use super::{Number, Precision};
 
 /// Numbers of an operand.
 #[derive(Clone, Copy, Debug)]
@@ -55,12 +55,14 @@ pub(crate) struct Matrix<'a> {
     pub(super) columns: usize,
     pub(super) row_stride: usize,
     pub(super) column_stride: usize,
+    /// bf16 elements are widened and multiplied as f32.
+    widened: bool,
 }
 
 impl<'a> Matrix<'a> {
     /// `rows` rows of `columns` neighbouring elements, `row_stride` apart.
     pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        Self { elements: Elements::F32(data), rows, columns, row_stride, column_stride: 1 }.checked()
+        Self { elements: Elements::F32(data), rows, columns, row_stride, column_stride: 1, widened: false }.checked()
     }
 
     /// A matrix in C order that fills the slice.
@@ -71,7 +73,7 @@ impl<'a> Matrix<'a> {
 
     /// A matrix in C order at the beginning of the elements.
     pub(crate) fn first_of(elements: Elements<'a>, rows: usize, columns: usize) -> Self {
-        Self { elements, rows, columns, row_stride: columns, column_stride: 1 }.checked()
+        Self { elements, rows, columns, row_stride: columns, column_stride: 1, widened: false }.checked()
     }
 
     /// The matrix a rank-2 tensor holds, whatever its strides; `None` for reversed axes and other number formats.
@@ -81,7 +83,7 @@ impl<'a> Matrix<'a> {
         let stride = |axis: usize| usize::try_from(layout.strides()[axis]).ok();
         let (row_stride, column_stride) = (stride(0)?, stride(1)?);
         let elements = Elements::of(tensor)?.from(layout.start_offset());
-        Some(Self { elements, rows, columns, row_stride, column_stride }.checked())
+        Some(Self { elements, rows, columns, row_stride, column_stride, widened: false }.checked())
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -121,11 +123,24 @@ impl<'a> Matrix<'a> {
         self.transposed().columns_from(first, count).transposed()
     }
 
-    /// Whether products with it are to be taken from bf16.
+    /// The same beside activations of another format: a weight is multiplied in theirs.
+    pub(crate) fn beside<E: Number>(self) -> Self {
+        Self { widened: E::PRECISION == Precision::F32, ..self }
+    }
+
+    /// Format in which it wants to be multiplied.
     pub(super) fn precision(&self) -> Precision {
         match self.elements {
-            Elements::F32(_) => Precision::F32,
-            Elements::Bf16(_) => Precision::Bf16,
+            Elements::Bf16(_) if !self.widened => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+
+    /// Whether its elements are those of the format.
+    pub(super) fn is_in(&self, precision: Precision) -> bool {
+        match self.elements {
+            Elements::F32(_) => precision == Precision::F32,
+            Elements::Bf16(_) => precision == Precision::Bf16,
         }
     }
 }
