@@ -271,14 +271,13 @@ impl Load<'_> {
     }
 }
 
-/// What of the model learns, as memory sees it; of adapters of several ranks the largest counts.
+/// What of the model learns, as memory sees it.
 pub(super) fn learned(training: &Training) -> Learned {
     match training {
         Training::Nothing => Learned::nothing(),
-        Training::Lora(plan) => Learned::Adapters {
-            modules: plan.modules.keys().cloned().collect(),
-            rank: plan.modules.values().map(|module| module.rank).max().unwrap_or(0),
-        },
+        Training::Lora(plan) => {
+            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+        }
         Training::Full(names) => Learned::Base(names.clone()),
     }
 }

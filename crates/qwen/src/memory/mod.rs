@@ -6,10 +6,10 @@
 mod flops;
 mod kept;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use flops::{FlopInput, Flops, flops};
-pub use kept::kept_by_layer;
+pub use kept::{Numbers, kept_by_layer};
 use kept::{holes, kept_at_border, passing};
 
 use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, Role, TensorSpec};
@@ -53,10 +53,8 @@ pub fn head_parameters(spec: &DecoderSpec) -> u64 {
 pub enum Learned {
     /// Adapters.
     Adapters {
-        /// Module paths, as the inventory has them.
-        modules: BTreeSet<String>,
-        /// Rank of every one.
-        rank: usize,
+        /// Their ranks by module path, as the inventory has it.
+        ranks: BTreeMap<String, usize>,
     },
     /// Tensors of the base, by inventory name.
     Base(BTreeSet<String>),
@@ -71,10 +69,7 @@ impl Learned {
     /// Trained numbers that belong to a tensor: of its adapter, or its own.
     pub fn numbers_of(&self, tensor: &TensorSpec) -> u64 {
         match self {
-            Self::Adapters { modules, rank } => match &tensor.module {
-                Some(module) if modules.contains(module) => *rank as u64 * widths(tensor),
-                _ => 0,
-            },
+            Self::Adapters { .. } => self.rank_of(tensor) * widths(tensor),
             Self::Base(names) if names.contains(&tensor.name) => tensor.elements(),
             Self::Base(_) => 0,
         }
@@ -96,10 +91,13 @@ impl Learned {
     /// Numbers between A and B of a token's way through a tensor's adapter: its rank, for each expert that the token goes
     /// through.
     fn middles_of(&self, spec: &LayerSpec, tensor: &TensorSpec) -> u64 {
-        match self {
-            Self::Adapters { modules, rank } if tensor.module.as_ref().is_some_and(|m| modules.contains(m)) => {
-                *rank as u64 * ways(Some(spec), tensor).0
-            }
+        self.rank_of(tensor) * ways(Some(spec), tensor).0
+    }
+
+    /// Rank of a tensor's adapter; 0 without one.
+    fn rank_of(&self, tensor: &TensorSpec) -> u64 {
+        match (self, &tensor.module) {
+            (Self::Adapters { ranks }, Some(module)) => ranks.get(module).map_or(0, |rank| *rank as u64),
             _ => 0,
         }
     }
@@ -209,7 +207,8 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     let MemoryInput { spec, inventory, learned, batch: Extent { tokens, borders }, .. } = *input;
     let hidden = spec.hidden_size as u64;
     let lowest = lowest_trained(inventory, learned);
-    // Numbers: kept, passing in the forward for each token, passing in the backward.
+    let activations = |numbers: u64| numbers * input.activation_bytes;
+    // Bytes: kept, passing in the forward for each token, passing in the backward.
     let layers: Vec<(u64, u64, u64)> = spec
         .layers
         .iter()
@@ -218,14 +217,15 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
             let tensors: Vec<&TensorSpec> = inventory.iter().filter(|tensor| tensor.layer == Some(index)).collect();
             let (forward, backward) = passing(spec.hidden_size, layer);
             let kept = kept_by_layer(spec.hidden_size, layer, &tensors, learned);
-            (kept * tokens + kept_at_border(layer) * borders, forward, backward * tokens)
+            let states = 4 * kept_at_border(layer) * borders;
+            (kept.bytes(input.activation_bytes) * tokens + states, activations(forward), activations(backward) * tokens)
         })
         .collect();
     let again = layers.len() - input.kept.layers.min(layers.len());
     // Below everything trained nothing is kept and no gradient flows.
     let (mut kept, mut layer) = (0, 0);
     for (index, (all, _, backward)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
-        let (residual, run_again) = if index < again { (hidden * tokens, *all) } else { (*all, 0) };
+        let (residual, run_again) = if index < again { (activations(hidden) * tokens, *all) } else { (*all, 0) };
         kept += residual;
         layer = layer.max(backward + run_again);
     }
@@ -237,19 +237,18 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     let head_trained = inventory.iter().any(|tensor| is_head(spec, tensor) && learned.numbers_of(tensor) > 0);
     let head_gradient = if head_trained { head_parameters(spec) } else { 0 };
     let logits = |tokens: u64| tokens.min(input.head_rows) * spec.vocab_size as u64;
-    let activations = |numbers: u64| numbers * input.activation_bytes;
     MemoryPlan {
         weights: (parameters(inventory) - learned.of_the_base(inventory)) * input.weight_bytes,
         trained: trained * 3 * 4,
         gradients: trained * 4,
-        kept: activations(kept),
-        layer: activations(layer),
+        kept,
+        layer,
         holes: activations(holes * tokens),
         head: activations(4 * hidden * tokens) + (logits(tokens) + head_gradient) * 4,
         eval: if input.eval_tokens == 0 {
             0
         } else {
-            activations(forward * input.eval_tokens)
+            (forward * input.eval_tokens)
                 .max(activations(3 * hidden * input.eval_tokens) + logits(input.eval_tokens) * 4)
         },
         update: if input.update_in_place { 0 } else { 4 * largest * 4 },

@@ -30,7 +30,7 @@ fn model(
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { modules: modules.into_iter().collect(), rank: 16 };
+    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
     Model { spec, inventory, learned }
 }
 
@@ -150,7 +150,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { modules: modules.into_iter().collect(), rank: 16 };
+    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
     let kept = |batch| {
         plan(&MemoryInput {
             spec: &spec,
@@ -173,15 +173,18 @@ fn recurrences_keep_their_states_between_chunks_only() {
 #[test]
 fn what_is_trained_decides_what_is_kept() {
     let model = small();
-    let Learned::Adapters { modules, .. } = &model.learned else { unreachable!() };
+    let Learned::Adapters { ranks } = &model.learned else { unreachable!() };
     let of = |wanted: &dyn Fn(&str) -> bool| Learned::Adapters {
-        modules: modules.iter().filter(|module| wanted(module)).cloned().collect(),
-        rank: 16,
+        ranks: ranks
+            .iter()
+            .filter(|(module, _)| wanted(module))
+            .map(|(module, rank)| (module.clone(), *rank))
+            .collect(),
     };
     let all = plan_of(&model, &model.learned, 28).kept;
     let attention = plan_of(&model, &of(&|module| module.contains("self_attn")), 28).kept;
     // Inputs of gate and up, of down, and three middles.
-    assert_eq!(all - attention, 2048 * 28 * 2 * (1024 + 3072 + 3 * 16));
+    assert_eq!(all - attention, 2048 * 28 * (2 * (1024 + 3072) + 4 * 3 * 16));
     let upper = plan_of(&model, &of(&|module| module.starts_with("layers.27.")), 28).kept;
     assert_eq!(upper, all / 28, "nothing is kept below the lowest adapter");
     let base = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
