@@ -83,4 +83,4 @@ pub use segments::Segments;
 pub use sigmoid_gate::sigmoid_gate;
 pub use softmax::softmax;
 pub use swiglu::{swiglu, swiglu_joined};
-pub use token_logp::{HeadLoss, chunk_tokens, head_loss, token_logp};
+pub use token_logp::{HeadLoss, chunk_tokens, head_loss, most_chunk_tokens, token_logp};
