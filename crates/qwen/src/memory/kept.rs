@@ -80,10 +80,7 @@ pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], 
         MixerSpec::Attention(attention) => kept_by_attention(hidden, attention, &learns),
         MixerSpec::GatedDelta(delta) => kept_by_delta(hidden, delta, &learns),
     };
-    let ffn = match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", &learns),
-        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, &learns),
-    };
+    let ffn = kept_by_ffn(hidden, layer, &learns);
     let middles = tensors.iter().map(|tensor| learned.middles_of(layer, tensor)).sum();
     Numbers { activations: 2 * hidden, wide: 2 } + mixer + ffn + Numbers::wide(middles)
 }
@@ -131,6 +128,13 @@ fn kept_by_delta(hidden: u64, spec: &GatedDeltaSpec, learns: &Learns<'_>) -> Num
         + learns.input_of("linear_attn", &["out_proj"], values)
 }
 
+fn kept_by_ffn(hidden: u64, layer: &LayerSpec, learns: &Learns<'_>) -> Numbers {
+    match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", learns),
+        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, learns),
+    }
+}
+
 /// The normed input, gate and up, and their product.
 fn kept_by_mlp(hidden: u64, inner: u64, part: &str, learns: &Learns<'_>) -> Numbers {
     learns.input_of(part, &["gate_proj", "up_proj"], hidden)
@@ -155,29 +159,99 @@ fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> Numbe
         + shared
 }
 
-/// Numbers of a token that exist beside what is kept while one layer runs: of the forward alone, and in its backward.
-pub(super) fn passing(hidden: usize, layer: &LayerSpec) -> (u64, u64) {
-    let mixer = match &layer.mixer {
-        MixerSpec::Attention(spec) => hidden + spec.query_rows() + (spec.heads + 2 * spec.kv_heads) * spec.head_dim,
-        MixerSpec::GatedDelta(spec) => hidden + 2 * spec.convolved() + 2 * spec.values(),
-    };
-    let inner = match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => *inner,
-        FfnSpec::Sparse(sparse) => sparse.active * (sparse.inner + hidden / 2) + sparse.shared.unwrap_or(0),
-    };
-    let forward = 2 * hidden + mixer.max(3 * inner);
-    // The gradient of the activation becomes those of gate and up, while its own input has been given back.
-    let backward = 3 * hidden + mixer.max(2 * inner);
-    (forward as u64, backward as u64)
+/// Bytes of a token that exist beside what is kept while one layer runs, at most. A product's left operand is packed once
+/// for the whole product: as many bytes as it has itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Passing {
+    /// In a forward that keeps nothing.
+    pub(super) without_tape: u64,
+    /// In one that does.
+    pub(super) forward: u64,
+    /// In the backward, which gives back what was kept as it goes.
+    pub(super) backward: u64,
+    /// The largest of the tensors.
+    pub(super) largest: u64,
 }
 
-/// Numbers of a token that lie in holes while a layer runs: memory that was freed and that an allocator which keeps it, as
-/// the program has it do, finds no use for. Buffers of experts come in sizes of their own, one after another, where those of
-/// other parts are taken again by the next of the same size. Measured against the same runs with freed memory given
-/// back, in which the other terms alone are right within a few hundredths.
-pub(super) fn holes(hidden: usize, layer: &LayerSpec) -> u64 {
-    match &layer.ffn {
-        FfnSpec::Dense { .. } => 0,
-        FfnSpec::Sparse(sparse) => (sparse.active * (9 * sparse.inner / 2 + hidden)) as u64,
+pub(super) fn passing(
+    hidden: usize,
+    layer: &LayerSpec,
+    tensors: &[&TensorSpec],
+    learned: &Learned,
+    activation_bytes: u64,
+) -> Passing {
+    let (hidden, learns) = (hidden as u64, Learns { tensors, learned });
+    let mixer = match &layer.mixer {
+        MixerSpec::Attention(spec) => attention_passing(hidden, spec),
+        MixerSpec::GatedDelta(spec) => delta_passing(hidden, spec),
+    };
+    let ffn = match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => mlp_passing(*inner as u64, "mlp", &learns),
+        FfnSpec::Sparse(sparse) => experts_passing(hidden, sparse, &learns),
+    };
+    let largest = match (&layer.mixer, &layer.ffn) {
+        (_, FfnSpec::Sparse(sparse)) => sparse.active * (2 * sparse.inner).max(hidden as usize),
+        (MixerSpec::GatedDelta(delta), FfnSpec::Dense { inner, .. }) => delta.convolved().max(*inner),
+        (MixerSpec::Attention(attention), FfnSpec::Dense { inner, .. }) => attention.query_rows().max(*inner),
+    };
+    let [mixer, ffn] = [mixer, ffn].map(|stages| stages.map(|numbers| numbers.bytes(activation_bytes)));
+    let of_ffn = kept_by_ffn(hidden, layer, &learns).bytes(activation_bytes);
+    let hidden = hidden * activation_bytes;
+    Passing {
+        // The residual and its normed form; the output.
+        without_tape: 2 * hidden + mixer[0].max(ffn[0]),
+        forward: hidden + mixer[1].max(ffn[1]),
+        // The gradients of both sides of the residual. What the feed-forward part kept is gone when the mixer's turn comes.
+        largest: largest as u64 * activation_bytes,
+        backward: 2 * hidden + ffn[2].max(mixer[2].saturating_sub(of_ffn)),
     }
+}
+
+/// Numbers in the three cases of [`Passing`]: those of the heads before and after rotation; a packed operand; the output's
+/// gradient and the heads' own, before the parts of several tasks are added and after.
+fn attention_passing(hidden: u64, spec: &AttentionSpec) -> [Numbers; 3] {
+    let (queries, joined) = ((spec.heads * spec.head_dim) as u64, spec.query_rows() as u64);
+    let all = queries + 2 * (spec.kv_heads * spec.head_dim) as u64;
+    // Queries and gate of one projection are cut apart, and their gradients put together again.
+    let cut = if spec.output_gate { joined } else { 0 };
+    [
+        Numbers::activations(hidden + joined + all),
+        Numbers::activations(hidden.max(queries) + cut),
+        Numbers { activations: queries + all + cut, wide: all },
+    ]
+}
+
+/// As [`attention_passing`]: before and after the convolution, the output and its gate; the gradients of queries, keys and
+/// values, each in a tensor of all channels before they are added, and those of the convolution's sums.
+fn delta_passing(hidden: u64, spec: &GatedDeltaSpec) -> [Numbers; 3] {
+    let (channels, values) = (spec.convolved() as u64, spec.values() as u64);
+    [
+        Numbers::activations(hidden + 2 * channels + 2 * values),
+        Numbers::activations(hidden.max(values) + channels + values),
+        Numbers { activations: 2 * values + 3 * channels, wide: channels },
+    ]
+}
+
+/// As [`attention_passing`]: gate, up and activation; the activation packed; its gradient and those of gate and up, while
+/// the activation itself has been given back if it was kept at all.
+fn mlp_passing(inner: u64, part: &str, learns: &Learns<'_>) -> [Numbers; 3] {
+    let unkept = if learns.any(part, &["down_proj"]) { 0 } else { inner };
+    [3 * inner, inner + unkept, 2 * inner + unkept].map(Numbers::activations)
+}
+
+/// As [`attention_passing`], on the rows of all experts. Their products pack a few rows at a time; of the gradients, those
+/// of the outputs come while the outputs are there, the others when they are gone.
+fn experts_passing(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> [Numbers; 3] {
+    let active = spec.active as u64;
+    let [outer, inner] = [hidden, spec.inner as u64].map(|size| active * size);
+    let [unkept_outer, unkept_inner] = [("gate_up_proj", outer), ("down_proj", inner)]
+        .map(|(leaf, numbers)| if learns.any("experts", &[leaf]) { 0 } else { numbers });
+    let experts = [
+        (outer + 2 * inner).max(3 * inner),
+        unkept_outer.max(unkept_inner),
+        outer.max(inner).max((2 * inner + unkept_inner).saturating_sub(outer)),
+    ];
+    let shared =
+        spec.shared.map_or([Numbers::default(); 3], |inner| mlp_passing(inner as u64, "shared_expert", learns));
+    std::array::from_fn(|stage| Numbers::activations(experts[stage].max(hidden + shared[stage].activations)))
 }
