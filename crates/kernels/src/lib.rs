@@ -85,7 +85,7 @@ pub use segments::Segments;
 pub use sigmoid_gate::sigmoid_gate;
 pub use softmax::softmax;
 pub use swiglu::{swiglu, swiglu_joined};
-pub use token_logp::{HeadLoss, chunk_tokens, head_loss, token_logp};
+pub use token_logp::{HeadLoss, chunk_tokens, head_loss, most_chunk_tokens, token_logp};
 
 /// Runs `f` on a thread of the pool that the CPU forms share their work among, or where it is on such a thread already,
 /// there. From outside, each operation would hand its work over and sleep until a thread of the pool has done it: thousands

@@ -135,10 +135,10 @@ impl Sparse {
         let p_TK = p_TE.gather(1, dispatch.chosen_TK);
         let p_TK = if self.spec.renormalise { p_TK.clone() / p_TK.sum_dim(1) } else { p_TK };
 
-        let x_RD = kernels::spread(x_TD.clone(), &dispatch.routes);
-        let both_R2I = self.gate_up_proj.forward(&x_RD, &dispatch.groups, pass);
-        let act_RI = kernels::swiglu_joined(both_R2I);
-        let y_RD = self.down_proj.forward(&act_RI, &dispatch.groups, pass);
+        // Rows of experts are the largest tensors of a layer: each is gone before the next but one is made.
+        let both_R2I =
+            self.gate_up_proj.forward(&kernels::spread(x_TD.clone(), &dispatch.routes), &dispatch.groups, pass);
+        let y_RD = self.down_proj.forward(&kernels::swiglu_joined(both_R2I), &dispatch.groups, pass);
         let y_TD = kernels::combine(y_RD, p_TK, &dispatch.routes);
         match &self.shared {
             None => y_TD,

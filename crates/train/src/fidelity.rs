@@ -74,7 +74,7 @@ impl Reference {
             let hidden = at_targets(decoder, pass, batch);
             let targets: Vec<usize> =
                 batch.targets.iter().filter(|&&target| target >= 0).map(|&target| target as usize).collect();
-            let rows = chunk_tokens(vocab).max(1);
+            let rows = chunk_tokens(targets.len(), vocab);
             for start in (0..targets.len()).step_by(rows) {
                 let count = rows.min(targets.len() - start);
                 let logits = |hidden: &Tensor<2>, head: &Tensor<2>| -> Vec<f32> {

@@ -44,7 +44,7 @@ pub use packing::{PackingDifference, PackingProof, packing_difference, packing_t
 pub use probe::{Pace, Probe};
 pub use provenance::Provenance;
 /// Tokens whose logits the head holds at a time.
-pub use qwen_tune_kernels::chunk_tokens as head_rows;
+pub use qwen_tune_kernels::most_chunk_tokens as head_rows;
 pub use recent::{Fault, Recent};
 pub use run::Run;
 pub use schedule::{ScheduleConfig, ScheduleKind};

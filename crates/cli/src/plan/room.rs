@@ -95,16 +95,20 @@ impl Load<'_> {
         let eval =
             self.eval.map(|(_, lengths)| lengths.cut(max_length).worst_of_groups(EVAL_GROUP, layout, way.micro_batch));
         let size = self.device.dtype.size() as u64;
+        let eval_tokens = eval.map_or(0, |extent| extent.tokens);
+        let batch = self.lengths.cut(max_length).worst(layout, way.micro_batch);
+        let with_target = (batch.tokens as f64 * (1.0 - self.lengths.without_target)).ceil() as u64;
         memory::plan(&MemoryInput {
             spec,
             inventory: &self.model.inventory,
             learned: &self.learned(),
             weight_bytes: size,
             activation_bytes: size,
-            batch: self.lengths.cut(max_length).worst(layout, way.micro_batch),
+            batch,
             kept: Kept { layers: spec.layers.len() - way.recompute },
+            head_tokens: with_target,
             head_rows: head_rows(spec.vocab_size) as u64,
-            eval_tokens: eval.map_or(0, |extent| extent.tokens),
+            eval_tokens,
             update_in_place: self.device.updates_in_place(),
         })
     }
@@ -271,14 +275,13 @@ impl Load<'_> {
     }
 }
 
-/// What of the model learns, as memory sees it; of adapters of several ranks the largest counts.
+/// What of the model learns, as memory sees it.
 pub(super) fn learned(training: &Training) -> Learned {
     match training {
         Training::Nothing => Learned::nothing(),
-        Training::Lora(plan) => Learned::Adapters {
-            modules: plan.modules.keys().cloned().collect(),
-            rank: plan.modules.values().map(|module| module.rank).max().unwrap_or(0),
-        },
+        Training::Lora(plan) => {
+            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+        }
         Training::Full(names) => Learned::Base(names.clone()),
     }
 }

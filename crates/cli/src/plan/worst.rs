@@ -29,32 +29,40 @@ pub(super) struct Lengths {
     pub(super) first: Vec<usize>,
     /// Of each of the run's first steps, as training will take them.
     pub(super) steps: Vec<Vec<usize>>,
+    /// Share of the tokens without a target, in that of the first micro-batches where it is least.
+    pub(super) without_target: f64,
 }
 
 impl Lengths {
     pub(super) fn of_first(first: Vec<usize>) -> Self {
-        Self { first, steps: Vec::new() }
+        Self { first, ..Self::default() }
     }
 
     /// Adds the first steps of a run: all of a short one.
     pub(super) fn with_steps(mut self, data: &Dataset, batches: BatchPlan, steps: u64) -> Result<Self, DataError> {
         let (mut rows, mut tokens) = (0, 0);
+        let mut without_target = 1.0f64;
         for step in Stream::start(Arc::new(data.clone()), batches, Cursor::default())?.take(steps as usize) {
             let step = step?;
             let sequences = step.micro_batches.iter().flat_map(|batch| &batch.sequences);
+            for batch in &step.micro_batches {
+                let trained = batch.trained as f64 / batch.ids.len().max(1) as f64;
+                without_target = without_target.min(1.0 - trained);
+            }
             self.steps.push(sequences.map(|sequence| sequence.len).collect());
             (rows, tokens) = (rows + step.rows, tokens + step.tokens);
             if rows >= SEEN_ROWS || tokens >= SEEN_TOKENS {
                 break;
             }
         }
+        self.without_target = if self.steps.is_empty() { 0.0 } else { without_target };
         Ok(self)
     }
 
     /// As if no sequence were longer than this.
     pub(super) fn cut(&self, max_length: usize) -> Self {
         let cut = |lengths: &Vec<usize>| lengths.iter().map(|&n| n.min(max_length)).collect();
-        Self { first: cut(&self.first), steps: self.steps.iter().map(cut).collect() }
+        Self { first: cut(&self.first), steps: self.steps.iter().map(cut).collect(), ..*self }
     }
 
     /// `E[n²] / E[n]`: the mean length of a sequence as its tokens see it.

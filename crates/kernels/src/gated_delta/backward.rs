@@ -25,8 +25,8 @@ pub(super) struct Step<E>(pub(super) PhantomData<E>);
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
     pub(super) operands: Operands,
-    /// States between the chunks of each strip, `[chunks - 1, group, dk, dv]`.
-    pub(super) borders: Vec<Vec<f32>>,
+    /// States between the chunks of each strip, `[chunks - 1, group, dk, dv]`, strip by strip.
+    pub(super) borders: Vec<f32>,
     pub(super) segments: Arc<Segments>,
 }
 
@@ -43,9 +43,15 @@ impl<E: Element> Backward<Flex, 5> for Step<E> {
         let [dq, dk, dv] = heads.each_mut().map(|all| shares(all, segments, sizes.key_heads));
         let [dg, dbeta] = gates.each_mut().map(|all| shares(all, segments, sizes.key_heads));
         let outputs = dq.into_iter().zip(dk).zip(dv).zip(dg).zip(dbeta);
-        let tasks: Vec<_> = strips(segments, sizes.key_heads).into_iter().zip(borders).zip(outputs).collect();
+        let mut rest = borders.as_slice();
+        let tasks = strips(segments, sizes.key_heads).into_iter().zip(outputs).map(|(strip, outputs)| {
+            let (borders, behind) = rest.split_at(strip.border_numbers(*sizes));
+            rest = behind;
+            (strip, borders, outputs)
+        });
+        let tasks: Vec<_> = tasks.collect();
         let dout = Columns::<E>::of(&dout);
-        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, ((strip, borders), outputs)| {
+        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (strip, borders, outputs)| {
             let ((((dq, dk), dv), dg), dbeta) = outputs;
             let out = StripGradients { dq, dk, dv, dg, dbeta };
             operands.strip_gradients(strip, borders, dout.part(strip.key_head, sizes.key_heads), out, scratch);

@@ -81,6 +81,11 @@ impl Strip {
         self.start + first..self.start + self.len.min(first + CHUNK)
     }
 
+    /// Numbers of the states between its chunks.
+    pub(super) fn border_numbers(&self, sizes: Sizes) -> usize {
+        self.len.saturating_sub(1) / CHUNK * sizes.group() * sizes.state()
+    }
+
     /// Whether the chunk is its last one.
     pub(super) fn ends(&self, first: usize) -> bool {
         first + CHUNK >= self.len

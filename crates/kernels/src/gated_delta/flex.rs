@@ -46,11 +46,20 @@ fn forward<E: Element>(
     let keep = parents.iter().any(Operand::tracked);
     let mut out = vec![E::default(); shape.iter().product()];
     let columns = shares(&mut out, segments, operands.sizes.key_heads);
-    let tasks: Vec<_> = strips(segments, operands.sizes.key_heads).into_iter().zip(columns).collect();
-    let borders: Vec<Vec<f32>> = tasks
-        .into_par_iter()
-        .map_init(Scratch::default, |scratch, (strip, out)| operands.scan(strip, None, out, keep, scratch))
-        .collect();
+    let strips = strips(segments, operands.sizes.key_heads);
+    let border_numbers = strips.iter().map(|strip| strip.border_numbers(operands.sizes));
+    let mut borders = vec![0.0; if keep { border_numbers.sum() } else { 0 }];
+    let mut rest = borders.as_mut_slice();
+    let tasks = strips.into_iter().zip(columns).map(|(strip, columns)| {
+        let numbers = if keep { strip.border_numbers(operands.sizes) } else { 0 };
+        let (here, behind) = std::mem::take(&mut rest).split_at_mut(numbers);
+        rest = behind;
+        (strip, columns, here)
+    });
+    let tasks: Vec<_> = tasks.collect();
+    tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (strip, out, borders)| {
+        operands.scan(strip, None, out, borders, scratch);
+    });
     let segments = segments.clone();
     record(Step::<E>(PhantomData), parents, E::tensor(out, shape), || Saved { operands, borders, segments })
 }
@@ -120,7 +129,7 @@ impl Operands {
         let tasks: Vec<_> = columns.zip(initial.chunks_exact(share)).zip(last.chunks_exact_mut(share)).collect();
         let init = Scratch::default;
         tasks.into_par_iter().enumerate().for_each_init(init, |scratch, (key_head, ((out, initial), last))| {
-            self.scan(Strip { start: 0, len: tokens, key_head }, Some(initial), out, false, scratch);
+            self.scan(Strip { start: 0, len: tokens, key_head }, Some(initial), out, &mut [], scratch);
             last.copy_from_slice(&scratch.states);
         });
         (out, last)
@@ -133,20 +142,22 @@ impl Operands {
         strip: Strip,
         initial: Option<&[f32]>,
         mut out: ColumnsMut<E>,
-        keep: bool,
+        borders: &mut [f32],
         scratch: &mut Scratch,
-    ) -> Vec<f32> {
+    ) {
         let Scratch { chunk, states, wide } = scratch;
         let Sizes { value: size, .. } = self.sizes;
-        let mut borders = Vec::new();
+        let mut borders = borders.chunks_exact_mut((self.sizes.group() * self.sizes.state()).max(1));
         states.resize(self.sizes.group() * self.sizes.state(), 0.0);
         if let Some(initial) = initial {
             states.copy_from_slice(initial);
         }
         for first in strip.chunks() {
             let empty = first == 0 && initial.is_none();
-            if keep && first > 0 {
-                borders.extend_from_slice(states);
+            if first > 0
+                && let Some(border) = borders.next()
+            {
+                border.copy_from_slice(states);
             }
             chunk.load::<E>(self, strip.tokens(first), strip.key_head);
             for (member, state) in states.chunks_exact_mut(self.sizes.state()).enumerate() {
@@ -161,6 +172,5 @@ impl Operands {
                 }
             }
         }
-        borders
     }
 }

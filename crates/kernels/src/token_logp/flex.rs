@@ -137,7 +137,7 @@ impl<E: Element + Number> Pass<E> {
     /// Calls `f` with the logits of one chunk after another.
     fn for_chunks(&self, mut f: impl FnMut(Chunk<'_, E>)) {
         let (size, vocabulary, h) = (self.size(), self.vocabulary(), E::slice(&self.h));
-        let most = chunk_tokens(vocabulary);
+        let most = chunk_tokens(self.rows.len(), vocabulary);
         let mut logits = vec![0.0; self.rows.len().min(most) * vocabulary];
         let mut gathered: Vec<E> = Vec::new();
         for (index, (rows, targets)) in self.rows.chunks(most).zip(self.targets.chunks(most)).enumerate() {

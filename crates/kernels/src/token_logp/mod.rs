@@ -76,12 +76,18 @@ fn check(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) {
 /// Bytes of f32 logits held at a time, unless that is too few tokens.
 const CHUNK_BYTES: usize = 64 << 20;
 /// Tokens of a chunk: each chunk reads the whole head, which for fewer tokens costs more than the products.
-const CHUNK_TOKENS: std::ops::RangeInclusive<usize> = 192..=1024;
+const CHUNK_TOKENS: std::ops::RangeInclusive<usize> = 128..=512;
 
-/// Tokens whose logits are held at a time.
+/// Tokens whose logits are held at a time, at most.
 #[must_use]
-pub fn chunk_tokens(vocabulary: usize) -> usize {
+pub fn most_chunk_tokens(vocabulary: usize) -> usize {
     (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(*CHUNK_TOKENS.start(), *CHUNK_TOKENS.end())
+}
+
+/// Of so many tokens with a target, those whose logits are held at a time: equal shares, in as few chunks as there may be.
+#[must_use]
+pub fn chunk_tokens(tokens: usize, vocabulary: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(most_chunk_tokens(vocabulary)).max(1)).max(1)
 }
 
 /// Rows that have a target, and their targets.

@@ -1,7 +1,47 @@
 //! Numbers a token that a layer keeps for its backward, and what passes through while it runs, as the kernels have it.
 
+use std::iter::Sum;
+use std::ops::Add;
+
 use super::Learned;
 use crate::{AttentionSpec, FfnSpec, GatedDeltaSpec, LayerSpec, MixerSpec, SparseSpec, TensorSpec};
+
+/// Numbers that a token takes, by how they are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Numbers {
+    /// In the format of the activations.
+    pub activations: u64,
+    /// In four bytes whatever the activations are: sums, factors and indices.
+    pub wide: u64,
+}
+
+impl Numbers {
+    fn activations(activations: u64) -> Self {
+        Self { activations, wide: 0 }
+    }
+
+    fn wide(wide: u64) -> Self {
+        Self { activations: 0, wide }
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(self, activation_bytes: u64) -> u64 {
+        self.activations * activation_bytes + self.wide * 4
+    }
+}
+
+impl Add for Numbers {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { activations: self.activations + other.activations, wide: self.wide + other.wide }
+    }
+}
+
+impl Sum for Numbers {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Add::add)
+    }
+}
 
 /// What of a layer learns, by the last part of its modules' names.
 struct Learns<'a> {
@@ -10,47 +50,59 @@ struct Learns<'a> {
 }
 
 impl Learns<'_> {
-    /// `numbers` if any of these modules learns, which then needs its input.
-    fn input_of(&self, part: &str, leaves: &[&str], numbers: u64) -> u64 {
+    /// Whether any of these modules learns, which then needs its input.
+    fn any(&self, part: &str, leaves: &[&str]) -> bool {
         let is_one = |module: &str| {
             module.rsplit_once('.').is_some_and(|(path, leaf)| path.ends_with(part) && leaves.contains(&leaf))
         };
-        let any = self
-            .tensors
+        self.tensors
             .iter()
-            .any(|tensor| tensor.module.as_deref().is_some_and(is_one) && self.learned.numbers_of(tensor) > 0);
-        if any { numbers } else { 0 }
+            .any(|tensor| tensor.module.as_deref().is_some_and(is_one) && self.learned.numbers_of(tensor) > 0)
+    }
+
+    /// Whether a tensor of such a name learns itself.
+    fn tensor(&self, end: &str) -> bool {
+        self.tensors.iter().any(|tensor| tensor.name.ends_with(end) && self.learned.numbers_of(tensor) > 0)
+    }
+
+    /// `numbers` activations if any of these modules learns.
+    fn input_of(&self, part: &str, leaves: &[&str], numbers: u64) -> Numbers {
+        Numbers::activations(if self.any(part, leaves) { numbers } else { 0 })
     }
 }
 
 /// Numbers that a layer keeps for each token when its activations are kept: its input and the residual between its parts
 /// with the norms' factors, what its two parts keep, and the adapters' middles.
-pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], learned: &Learned) -> u64 {
+pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], learned: &Learned) -> Numbers {
     let hidden = hidden as u64;
     let learns = Learns { tensors, learned };
     let mixer = match &layer.mixer {
         MixerSpec::Attention(attention) => kept_by_attention(hidden, attention, &learns),
         MixerSpec::GatedDelta(delta) => kept_by_delta(hidden, delta, &learns),
     };
-    let ffn = match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", &learns),
-        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, &learns),
-    };
-    let middles: u64 = tensors.iter().map(|tensor| learned.middles_of(layer, tensor)).sum();
-    2 * (hidden + 1) + mixer + ffn + middles
+    let ffn = kept_by_ffn(hidden, layer, &learns);
+    let middles = tensors.iter().map(|tensor| learned.middles_of(layer, tensor)).sum();
+    Numbers { activations: 2 * hidden, wide: 2 } + mixer + ffn + Numbers::wide(middles)
 }
 
 /// The normed input, queries and keys before their own norms, rotated queries and keys, values, the gate, the output and
 /// its log-sum-exp.
-fn kept_by_attention(hidden: u64, spec: &AttentionSpec, learns: &Learns<'_>) -> u64 {
+fn kept_by_attention(hidden: u64, spec: &AttentionSpec, learns: &Learns<'_>) -> Numbers {
     let [heads, kv_heads, size] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
-    let before_norms = if spec.qk_norm.is_some() { (heads + kv_heads) * (size + 1) } else { 0 };
-    // The gate's projection, and the gated output that the last projection may need.
-    let gate = if spec.output_gate { 2 * heads * size } else { 0 };
+    let placed = heads + kv_heads;
+    let before_norms = match spec.qk_norm {
+        Some(_) => Numbers { activations: placed * size, wide: placed },
+        None => Numbers::default(),
+    };
+    // The gate, and the gated output that the last projection may need.
+    let gate = if spec.output_gate {
+        Numbers::activations(heads * size) + learns.input_of("self_attn", &["o_proj"], heads * size)
+    } else {
+        Numbers::default()
+    };
     learns.input_of("self_attn", &["q_proj", "k_proj", "v_proj"], hidden)
         + before_norms
-        + (2 * heads + 2 * kv_heads) * size
-        + heads
+        + Numbers { activations: (2 * heads + 2 * kv_heads) * size, wide: heads }
         + gate
 }
 
@@ -64,58 +116,142 @@ pub(super) fn kept_at_border(layer: &LayerSpec) -> u64 {
 
 /// The normed input, the convolution's input and output, decays and write strengths, gate and output of the recurrence,
 /// and what the last projection needs.
-fn kept_by_delta(hidden: u64, spec: &GatedDeltaSpec, learns: &Learns<'_>) -> u64 {
+fn kept_by_delta(hidden: u64, spec: &GatedDeltaSpec, learns: &Learns<'_>) -> Numbers {
     let (values, heads) = (spec.values() as u64, spec.value_heads as u64);
     let inputs = ["in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"];
+    // The gradient of the decays' factor needs the steps it multiplies.
+    let steps = if learns.tensor(".A_log") { heads } else { 0 };
     learns.input_of("linear_attn", &inputs, hidden)
-        + 2 * spec.convolved() as u64
-        + 5 * heads
-        + 2 * values
+        // Burn's sigmoids keep what they are taken of: write strengths twice, and the argument of the decays' steps beside
+        // the decays; the third is the gated norm's.
+        + Numbers { activations: 2 * spec.convolved() as u64 + 2 * heads + 2 * values, wide: 3 * heads + steps }
         + learns.input_of("linear_attn", &["out_proj"], values)
 }
 
+fn kept_by_ffn(hidden: u64, layer: &LayerSpec, learns: &Learns<'_>) -> Numbers {
+    match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", learns),
+        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, learns),
+    }
+}
+
 /// The normed input, gate and up, and their product.
-fn kept_by_mlp(hidden: u64, inner: u64, part: &str, learns: &Learns<'_>) -> u64 {
-    learns.input_of(part, &["gate_proj", "up_proj"], hidden) + 2 * inner + learns.input_of(part, &["down_proj"], inner)
+fn kept_by_mlp(hidden: u64, inner: u64, part: &str, learns: &Learns<'_>) -> Numbers {
+    learns.input_of(part, &["gate_proj", "up_proj"], hidden)
+        + Numbers::activations(2 * inner)
+        + learns.input_of(part, &["down_proj"], inner)
 }
 
 /// Probabilities, and for each expert that a token goes through gate, up and output; the shared expert as any other.
-fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> u64 {
+fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> Numbers {
     let (active, inner) = (spec.active as u64, spec.inner as u64);
-    let shared = spec.shared.map_or(0, |inner| kept_by_mlp(0, inner as u64, "shared_expert", learns) + hidden + 1);
-    let [of_router, of_shared] = [("mlp", ["gate", "shared_expert_gate"]), ("shared_expert", ["gate_proj", "up_proj"])]
-        .map(|(part, leaves)| learns.input_of(part, &leaves, hidden));
-    2 * spec.experts as u64
-        + active * (2 * inner + hidden + 2)
+    let shared = spec.shared.map_or(Numbers::default(), |inner| {
+        kept_by_mlp(0, inner as u64, "shared_expert", learns) + Numbers::activations(hidden + 1)
+    });
+    let normed =
+        learns.any("mlp", &["gate", "shared_expert_gate"]) || learns.any("shared_expert", &["gate_proj", "up_proj"]);
+    // Of every choice the expert, its row and back (eight bytes each), its weight; a sum and what it divides.
+    let routing = 6 * active + if spec.renormalise { active + 1 } else { 0 };
+    Numbers { activations: active * (2 * inner + hidden), wide: spec.experts as u64 + routing }
         + learns.input_of("experts", &["gate_up_proj"], active * hidden)
         + learns.input_of("experts", &["down_proj"], active * inner)
-        + of_router.max(of_shared)
+        + Numbers::activations(if normed { hidden } else { 0 })
         + shared
 }
 
-/// Numbers of a token that exist beside what is kept while one layer runs: of the forward alone, and in its backward.
-pub(super) fn passing(hidden: usize, layer: &LayerSpec) -> (u64, u64) {
-    let mixer = match &layer.mixer {
-        MixerSpec::Attention(spec) => hidden + spec.query_rows() + (spec.heads + 2 * spec.kv_heads) * spec.head_dim,
-        MixerSpec::GatedDelta(spec) => hidden + 2 * spec.convolved() + 2 * spec.values(),
-    };
-    let inner = match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => *inner,
-        FfnSpec::Sparse(sparse) => sparse.active * (sparse.inner + hidden / 2) + sparse.shared.unwrap_or(0),
-    };
-    let forward = 2 * hidden + mixer.max(3 * inner);
-    // The gradient of the activation becomes those of gate and up, while its own input has been given back.
-    let backward = 3 * hidden + mixer.max(2 * inner);
-    (forward as u64, backward as u64)
+/// Bytes of a token that exist beside what is kept while one layer runs, at most. A product's left operand is packed once
+/// for the whole product: as many bytes as it has itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Passing {
+    /// In a forward that keeps nothing.
+    pub(super) without_tape: u64,
+    /// In one that does.
+    pub(super) forward: u64,
+    /// In the backward, which gives back what was kept as it goes.
+    pub(super) backward: u64,
+    /// The largest of the tensors.
+    pub(super) largest: u64,
 }
 
-/// Numbers of a token that lie in holes while a layer runs: memory that was freed and that an allocator which keeps it, as
-/// the program has it do, finds no use for. Buffers of experts come in sizes of their own, one after another, where those of
-/// other parts are taken again by the next of the same size. Measured against the same runs with freed memory given
-/// back, in which the other terms alone are right within a few hundredths.
-pub(super) fn holes(hidden: usize, layer: &LayerSpec) -> u64 {
-    match &layer.ffn {
-        FfnSpec::Dense { .. } => 0,
-        FfnSpec::Sparse(sparse) => (sparse.active * (sparse.inner / 2 + hidden)) as u64,
+pub(super) fn passing(
+    hidden: usize,
+    layer: &LayerSpec,
+    tensors: &[&TensorSpec],
+    learned: &Learned,
+    activation_bytes: u64,
+) -> Passing {
+    let (hidden, learns) = (hidden as u64, Learns { tensors, learned });
+    let mixer = match &layer.mixer {
+        MixerSpec::Attention(spec) => attention_passing(hidden, spec),
+        MixerSpec::GatedDelta(spec) => delta_passing(hidden, spec),
+    };
+    let ffn = match &layer.ffn {
+        FfnSpec::Dense { inner, .. } => mlp_passing(*inner as u64, "mlp", &learns),
+        FfnSpec::Sparse(sparse) => experts_passing(hidden, sparse, &learns),
+    };
+    let largest = match (&layer.mixer, &layer.ffn) {
+        (_, FfnSpec::Sparse(sparse)) => sparse.active * (2 * sparse.inner).max(hidden as usize),
+        (MixerSpec::GatedDelta(delta), FfnSpec::Dense { inner, .. }) => delta.convolved().max(*inner),
+        (MixerSpec::Attention(attention), FfnSpec::Dense { inner, .. }) => attention.query_rows().max(*inner),
+    };
+    let [mixer, ffn] = [mixer, ffn].map(|stages| stages.map(|numbers| numbers.bytes(activation_bytes)));
+    let of_ffn = kept_by_ffn(hidden, layer, &learns).bytes(activation_bytes);
+    let hidden = hidden * activation_bytes;
+    Passing {
+        // The residual and its normed form; the output.
+        without_tape: 2 * hidden + mixer[0].max(ffn[0]),
+        forward: hidden + mixer[1].max(ffn[1]),
+        // The gradients of both sides of the residual. What the feed-forward part kept is gone when the mixer's turn comes.
+        largest: largest as u64 * activation_bytes,
+        backward: 2 * hidden + ffn[2].max(mixer[2].saturating_sub(of_ffn)),
     }
+}
+
+/// Numbers in the three cases of [`Passing`]: those of the heads before and after rotation; a packed operand; the output's
+/// gradient and the heads' own, before the parts of several tasks are added and after.
+fn attention_passing(hidden: u64, spec: &AttentionSpec) -> [Numbers; 3] {
+    let (queries, joined) = ((spec.heads * spec.head_dim) as u64, spec.query_rows() as u64);
+    let all = queries + 2 * (spec.kv_heads * spec.head_dim) as u64;
+    // Queries and gate of one projection are cut apart, and their gradients put together again.
+    let cut = if spec.output_gate { joined } else { 0 };
+    [
+        Numbers::activations(hidden + joined + all),
+        Numbers::activations(hidden.max(queries) + cut),
+        Numbers { activations: queries + all + cut, wide: all },
+    ]
+}
+
+/// As [`attention_passing`]: before and after the convolution, the output and its gate; the gradients of queries, keys and
+/// values, each in a tensor of all channels before they are added, and those of the convolution's sums.
+fn delta_passing(hidden: u64, spec: &GatedDeltaSpec) -> [Numbers; 3] {
+    let (channels, values) = (spec.convolved() as u64, spec.values() as u64);
+    [
+        Numbers::activations(hidden + 2 * channels + 2 * values),
+        Numbers::activations(hidden.max(values) + channels + values),
+        Numbers { activations: 2 * values + 3 * channels, wide: channels },
+    ]
+}
+
+/// As [`attention_passing`]: gate, up and activation; the activation packed; its gradient and those of gate and up, while
+/// the activation itself has been given back if it was kept at all.
+fn mlp_passing(inner: u64, part: &str, learns: &Learns<'_>) -> [Numbers; 3] {
+    let unkept = if learns.any(part, &["down_proj"]) { 0 } else { inner };
+    [3 * inner, inner + unkept, 2 * inner + unkept].map(Numbers::activations)
+}
+
+/// As [`attention_passing`], on the rows of all experts. Their products pack a few rows at a time; of the gradients, those
+/// of the outputs come while the outputs are there, the others when they are gone.
+fn experts_passing(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> [Numbers; 3] {
+    let active = spec.active as u64;
+    let [outer, inner] = [hidden, spec.inner as u64].map(|size| active * size);
+    let [unkept_outer, unkept_inner] = [("gate_up_proj", outer), ("down_proj", inner)]
+        .map(|(leaf, numbers)| if learns.any("experts", &[leaf]) { 0 } else { numbers });
+    let experts = [
+        (outer + 2 * inner).max(3 * inner),
+        unkept_outer.max(unkept_inner),
+        outer.max(inner).max((2 * inner + unkept_inner).saturating_sub(outer)),
+    ];
+    let shared =
+        spec.shared.map_or([Numbers::default(); 3], |inner| mlp_passing(inner as u64, "shared_expert", learns));
+    std::array::from_fn(|stage| Numbers::activations(experts[stage].max(hidden + shared[stage].activations)))
 }

@@ -6,11 +6,11 @@
 mod flops;
 mod kept;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use flops::{FlopInput, Flops, flops};
-pub use kept::kept_by_layer;
-use kept::{holes, kept_at_border, passing};
+pub use kept::{Numbers, kept_by_layer};
+use kept::{Passing, kept_at_border, passing};
 
 use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, Role, TensorSpec};
 
@@ -53,10 +53,8 @@ pub fn head_parameters(spec: &DecoderSpec) -> u64 {
 pub enum Learned {
     /// Adapters.
     Adapters {
-        /// Module paths, as the inventory has them.
-        modules: BTreeSet<String>,
-        /// Rank of every one.
-        rank: usize,
+        /// Their ranks by module path, as the inventory has it.
+        ranks: BTreeMap<String, usize>,
     },
     /// Tensors of the base, by inventory name.
     Base(BTreeSet<String>),
@@ -71,10 +69,7 @@ impl Learned {
     /// Trained numbers that belong to a tensor: of its adapter, or its own.
     pub fn numbers_of(&self, tensor: &TensorSpec) -> u64 {
         match self {
-            Self::Adapters { modules, rank } => match &tensor.module {
-                Some(module) if modules.contains(module) => *rank as u64 * widths(tensor),
-                _ => 0,
-            },
+            Self::Adapters { .. } => self.rank_of(tensor) * widths(tensor),
             Self::Base(names) if names.contains(&tensor.name) => tensor.elements(),
             Self::Base(_) => 0,
         }
@@ -96,10 +91,13 @@ impl Learned {
     /// Numbers between A and B of a token's way through a tensor's adapter: its rank, for each expert that the token goes
     /// through.
     fn middles_of(&self, spec: &LayerSpec, tensor: &TensorSpec) -> u64 {
-        match self {
-            Self::Adapters { modules, rank } if tensor.module.as_ref().is_some_and(|m| modules.contains(m)) => {
-                *rank as u64 * ways(Some(spec), tensor).0
-            }
+        self.rank_of(tensor) * ways(Some(spec), tensor).0
+    }
+
+    /// Rank of a tensor's adapter; 0 without one.
+    fn rank_of(&self, tensor: &TensorSpec) -> u64 {
+        match (self, &tensor.module) {
+            (Self::Adapters { ranks }, Some(module)) => ranks.get(module).map_or(0, |rank| *rank as u64),
             _ => 0,
         }
     }
@@ -127,6 +125,9 @@ pub struct Kept {
 
 /// Tokens that a recurrence takes together; it keeps its state between these.
 const CHUNK: usize = 64;
+
+/// Columns of the logits' gradients that a product packs at a time.
+const PACKED_LOGITS: u64 = 8192;
 
 /// Tokens that run in one forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -164,6 +165,8 @@ pub struct MemoryInput<'a> {
     pub batch: Extent,
     /// Layers whose activations are kept.
     pub kept: Kept,
+    /// Those of its tokens with a target, whose logits are formed.
+    pub head_tokens: u64,
     /// Rows of logits that exist at a time.
     pub head_rows: u64,
     /// Tokens of the largest batch of an evaluation; 0 without one.
@@ -185,9 +188,10 @@ pub struct MemoryPlan {
     pub kept: u64,
     /// What the backward of one layer takes, with its activations where it is run again.
     pub layer: u64,
-    /// Freed memory that nothing fits into.
+    /// What the forward of one layer took beside what it kept. It lies between what others kept, where the head's chunk
+    /// finds no room.
     pub holes: u64,
-    /// Logits of one chunk, hidden states before and after the final norm, and the gradient of a trained head.
+    /// Logits of one chunk, hidden states before and after the final norm with their gradient, and that of a trained head.
     pub head: u64,
     /// What an evaluation takes, without tapes.
     pub eval: u64,
@@ -199,7 +203,7 @@ impl MemoryPlan {
     /// Everything that is held at the worst moment: the head's chunk and a layer's backward never live together, an
     /// evaluation and an update find no activations.
     pub fn total(&self) -> u64 {
-        let step = self.gradients + (self.kept + self.holes + self.head.max(self.layer)).max(self.update);
+        let step = self.gradients + (self.kept + self.layer.max(self.holes + self.head)).max(self.update);
         self.weights + self.trained + step.max(self.eval)
     }
 }
@@ -209,48 +213,53 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     let MemoryInput { spec, inventory, learned, batch: Extent { tokens, borders }, .. } = *input;
     let hidden = spec.hidden_size as u64;
     let lowest = lowest_trained(inventory, learned);
-    // Numbers: kept, passing in the forward for each token, passing in the backward.
-    let layers: Vec<(u64, u64, u64)> = spec
+    let size = input.activation_bytes;
+    let layers: Vec<(u64, Passing)> = spec
         .layers
         .iter()
         .enumerate()
         .map(|(index, layer)| {
             let tensors: Vec<&TensorSpec> = inventory.iter().filter(|tensor| tensor.layer == Some(index)).collect();
-            let (forward, backward) = passing(spec.hidden_size, layer);
-            let kept = kept_by_layer(spec.hidden_size, layer, &tensors, learned);
-            (kept * tokens + kept_at_border(layer) * borders, forward, backward * tokens)
+            let kept = kept_by_layer(spec.hidden_size, layer, &tensors, learned).bytes(size);
+            let states = 4 * kept_at_border(layer) * borders;
+            (kept * tokens + states, passing(spec.hidden_size, layer, &tensors, learned, size))
         })
         .collect();
     let again = layers.len() - input.kept.layers.min(layers.len());
     // Below everything trained nothing is kept and no gradient flows.
-    let (mut kept, mut layer) = (0, 0);
-    for (index, (all, _, backward)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
-        let (residual, run_again) = if index < again { (hidden * tokens, *all) } else { (*all, 0) };
+    let (mut kept, mut layer, mut holes) = (0, 0, 0);
+    for (index, (all, passing)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
+        let (residual, run_again, forward) = if index < again {
+            // What the forward gave back is cut up by the residuals, too small for the largest tensor of the second one.
+            (hidden * size * tokens, *all + passing.largest * tokens, passing.without_tape)
+        } else {
+            (*all, 0, passing.forward)
+        };
         kept += residual;
-        layer = layer.max(backward + run_again);
+        layer = layer.max(passing.backward * tokens + run_again);
+        holes = holes.max(forward * tokens);
     }
-    let forward = layers.iter().map(|(_, forward, _)| *forward).max().unwrap_or(0);
-    let trained_layers = spec.layers.iter().skip(lowest.unwrap_or(layers.len()));
-    let holes = trained_layers.map(|layer| holes(spec.hidden_size, layer)).max().unwrap_or(0);
+    let without_tape = layers.iter().map(|(_, passing)| passing.without_tape).max().unwrap_or(0);
     let trained = learned.numbers(inventory);
     let largest = inventory.iter().map(|tensor| learned.numbers_of(tensor)).max().unwrap_or(0);
     let head_trained = inventory.iter().any(|tensor| is_head(spec, tensor) && learned.numbers_of(tensor) > 0);
     let head_gradient = if head_trained { head_parameters(spec) } else { 0 };
-    let logits = |tokens: u64| tokens.min(input.head_rows) * spec.vocab_size as u64;
-    let activations = |numbers: u64| numbers * input.activation_bytes;
+    // A chunk's logits, the part of their gradients that a product packs at a time, hidden states and their gradients.
+    let chunk = |tokens: u64| {
+        let vocabulary = spec.vocab_size as u64;
+        tokens.min(input.head_rows) * 4 * (vocabulary + vocabulary.min(PACKED_LOGITS) + 2 * hidden)
+    };
     MemoryPlan {
         weights: (parameters(inventory) - learned.of_the_base(inventory)) * input.weight_bytes,
         trained: trained * 3 * 4,
         gradients: trained * 4,
-        kept: activations(kept),
-        layer: activations(layer),
-        holes: activations(holes * tokens),
-        head: activations(4 * hidden * tokens) + (logits(tokens) + head_gradient) * 4,
-        eval: if input.eval_tokens == 0 {
-            0
-        } else {
-            activations(forward * input.eval_tokens)
-                .max(activations(3 * hidden * input.eval_tokens) + logits(input.eval_tokens) * 4)
+        kept,
+        layer,
+        holes,
+        head: 3 * hidden * size * tokens + chunk(input.head_tokens) + head_gradient * 4,
+        eval: match input.eval_tokens {
+            0 => 0,
+            tokens => (without_tape * tokens).max(3 * hidden * size * tokens + chunk(tokens)),
         },
         update: if input.update_in_place { 0 } else { 4 * largest * 4 },
     }

@@ -30,7 +30,7 @@ fn model(
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { modules: modules.into_iter().collect(), rank: 16 };
+    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
     Model { spec, inventory, learned }
 }
 
@@ -115,6 +115,7 @@ fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
         activation_bytes: 2,
         batch: Extent::of([2048]),
         kept: Kept { layers },
+        head_tokens: 2048,
         head_rows: 512,
         eval_tokens: 4096,
         update_in_place: false,
@@ -128,14 +129,16 @@ fn memory_adds_up() {
     let kept = plan_of(&model, lora, 28);
     let again = plan_of(&model, lora, 0);
     assert_eq!(again.kept, 2048 * 28 * 1024 * 2);
-    assert_eq!(again.layer - kept.layer, kept.kept / 28, "a layer that is run again holds what it else had kept");
+    let largest = 2048 * 3072 * 2;
+    assert_eq!(again.layer - kept.layer, kept.kept / 28 + largest, "a layer run again holds what it else had kept");
     let half = plan_of(&model, lora, 14);
     assert_eq!(half.kept, (kept.kept + again.kept) / 2);
     assert_eq!(kept.weights, parameters(&model.inventory) * 2);
     assert_eq!(kept.trained + kept.gradients, lora.numbers(&model.inventory) * 16);
     // The head's logits are more than a block's activations here.
-    assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 151936 * 4);
-    assert_eq!(again.total(), again.weights + again.trained + again.gradients + again.kept + again.head);
+    assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 4 * (151936 + 8192 + 2 * 1024));
+    let step = again.gradients + again.kept + again.holes + again.head;
+    assert_eq!(again.total(), again.weights + again.trained + step);
 }
 
 #[test]
@@ -150,7 +153,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { modules: modules.into_iter().collect(), rank: 16 };
+    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
     let kept = |batch| {
         plan(&MemoryInput {
             spec: &spec,
@@ -160,6 +163,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
             activation_bytes: 4,
             batch,
             kept: Kept { layers: 4 },
+            head_tokens: batch.tokens,
             head_rows: 512,
             eval_tokens: 0,
             update_in_place: true,
@@ -173,15 +177,18 @@ fn recurrences_keep_their_states_between_chunks_only() {
 #[test]
 fn what_is_trained_decides_what_is_kept() {
     let model = small();
-    let Learned::Adapters { modules, .. } = &model.learned else { unreachable!() };
+    let Learned::Adapters { ranks } = &model.learned else { unreachable!() };
     let of = |wanted: &dyn Fn(&str) -> bool| Learned::Adapters {
-        modules: modules.iter().filter(|module| wanted(module)).cloned().collect(),
-        rank: 16,
+        ranks: ranks
+            .iter()
+            .filter(|(module, _)| wanted(module))
+            .map(|(module, rank)| (module.clone(), *rank))
+            .collect(),
     };
     let all = plan_of(&model, &model.learned, 28).kept;
     let attention = plan_of(&model, &of(&|module| module.contains("self_attn")), 28).kept;
     // Inputs of gate and up, of down, and three middles.
-    assert_eq!(all - attention, 2048 * 28 * 2 * (1024 + 3072 + 3 * 16));
+    assert_eq!(all - attention, 2048 * 28 * (2 * (1024 + 3072) + 4 * 3 * 16));
     let upper = plan_of(&model, &of(&|module| module.starts_with("layers.27.")), 28).kept;
     assert_eq!(upper, all / 28, "nothing is kept below the lowest adapter");
     let base = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());

@@ -1,0 +1,121 @@
+//! What a block keeps for its backward, counted by an allocator, against the formula that plans are made with.
+//!
+//! A binary of its own with one test: the count is that of the whole process.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
+// Of what other tests take from it, some.
+#[allow(dead_code)]
+mod golden;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use burn::tensor::{DType, Tensor, TensorData};
+use qwen_tune_model::{Block, Decoder, Parameters, Pass, Training};
+use qwen_tune_qwen::TensorSpec;
+use qwen_tune_qwen::memory::{Learned, kept_by_layer};
+use qwen_tune_train::device;
+
+use golden::{Golden, names};
+
+struct Counting;
+
+static LIVE: AtomicI64 = AtomicI64::new(0);
+
+/// Counts what is held for tokens, at least a byte each; tasks and tapes take less, and not the same every time.
+fn count(layout: Layout, sign: i64) {
+    if layout.size() >= FEW * SEQUENCE {
+        LIVE.fetch_add(sign * layout.size() as i64, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: the system's allocator does all the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout, 1);
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(layout, -1);
+        // SAFETY: passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tokens of a sequence: a chunk of the recurrences, so that no state is kept inside one.
+const SEQUENCE: usize = 64;
+/// Sequences of two batches, whose difference is that of so many tokens.
+const FEW: usize = 32;
+const MANY: usize = 64;
+
+/// Bytes that a block holds between its forward and its backward: its input, but not its output, which is the next one's
+/// input and of the same size.
+fn held(decoder: &Decoder, block: &Block, parameters: &Parameters, dtype: DType, sequences: usize) -> i64 {
+    let (tokens, hidden) = (sequences * SEQUENCE, decoder.spec.hidden_size);
+    let spans: Vec<(usize, usize)> = (0..sequences).map(|i| (i * SEQUENCE, SEQUENCE)).collect();
+    let positions: Vec<u32> = (0..tokens).map(|t| (t % SEQUENCE) as u32).collect();
+    let context = decoder.context(&spans, &positions);
+    let values: Vec<f32> = (0..tokens * hidden).map(|i| (i * 7919 % 1009) as f32 / 336.0 - 1.5).collect();
+    let x = Tensor::<2>::from_data(TensorData::new(values, [tokens, hidden]), (decoder.device(), dtype));
+    let before = LIVE.load(Ordering::SeqCst);
+    let pass = Pass::taped(parameters, None).observed();
+    let x = x.autodiff().require_grad();
+    let y = block.forward(x.clone(), &context, &pass);
+    let routing = pass.routing();
+    let after = LIVE.load(Ordering::SeqCst);
+    drop((x, y, routing, pass));
+    after - before
+}
+
+fn learned(training: &Training) -> Learned {
+    match training {
+        Training::Lora(plan) => {
+            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+        }
+        Training::Full(names) => Learned::Base(names.clone()),
+        Training::Nothing => unreachable!(),
+    }
+}
+
+#[test]
+fn a_block_keeps_what_the_formula_says() {
+    let device = device::open("cpu", Default::default()).unwrap().device;
+    let mut wrong = Vec::new();
+    let mut warm = false;
+    for name in names() {
+        let golden = Golden::open(&name);
+        for training in [golden.lora(), golden.full()] {
+            for dtype in [DType::F32, DType::BF16] {
+                let (decoder, parameters) = Decoder::load(&golden.model, &training, &device, dtype).unwrap();
+                for (index, block) in decoder.blocks().iter().enumerate() {
+                    let held = |sequences| held(&decoder, block, &parameters, dtype, sequences);
+                    if !std::mem::replace(&mut warm, true) {
+                        // What threads keep for themselves.
+                        held(MANY);
+                    }
+                    let more = held(MANY) - held(FEW);
+                    let layer = &decoder.spec.layers[index];
+                    let tensors: Vec<&TensorSpec> =
+                        golden.model.inventory.iter().filter(|tensor| tensor.layer == Some(index)).collect();
+                    let numbers = kept_by_layer(decoder.spec.hidden_size, layer, &tensors, &learned(&training));
+                    let expected = numbers.bytes(dtype.size() as u64);
+                    let tokens = ((MANY - FEW) * SEQUENCE) as i64;
+                    if more != expected as i64 * tokens {
+                        let held = more as f64 / tokens as f64;
+                        let what = if matches!(training, Training::Lora(_)) { "adapters" } else { "all" };
+                        wrong.push(format!(
+                            "{name}, {what}, {dtype:?}, layer {index}: {held} bytes a token, {expected} planned"
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
