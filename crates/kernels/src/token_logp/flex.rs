@@ -56,14 +56,14 @@ pub(super) fn head_loss(
     let head = Operand::of_float(head)?.data().clone();
     Matrix::of(&head)?;
     let h = Operand::of_float(h)?;
-    Some(by_element!(h.dtype(), E => loss::<E>(Pass::new(h.contiguous(), head, targets), weights, wants_head)))
+    Some(by_element!(h.dtype(), E => loss::<E>(&Pass::new(h.contiguous(), head, targets), weights, wants_head)))
 }
 
-fn loss<E: Element + Number>(pass: Pass<E>, weights: &[f32], wants_head: bool) -> HeadLoss {
+fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32], wants_head: bool) -> HeadLoss {
     let vocabulary = pass.vocabulary();
     let tokens = pass.h.layout().shape()[0];
     let mut logp = vec![0.0; tokens];
-    let mut sums = GradientSums::new(&pass, true, wants_head);
+    let mut sums = GradientSums::new(pass, true, wants_head);
     pass.for_chunks(|chunk| {
         let rows = chunk.rows.par_iter().zip(chunk.targets).zip(chunk.logits.par_chunks_exact_mut(vocabulary));
         let of_rows: Vec<f32> = rows
@@ -78,9 +78,9 @@ fn loss<E: Element + Number>(pass: Pass<E>, weights: &[f32], wants_head: bool) -
         for (&row, value) in chunk.rows.iter().zip(of_rows) {
             logp[row] = value;
         }
-        sums.add(&pass, &chunk);
+        sums.add(pass, &chunk);
     });
-    let (dh, dhead) = sums.into_tensors(&pass);
+    let (dh, dhead) = sums.into_tensors(pass);
     HeadLoss {
         logp: Tensor::from_primitive::<Flex>(from_vec(logp, [tokens])),
         dh: Tensor::from_primitive::<Flex>(dh.expect("invariant: asked for")),
