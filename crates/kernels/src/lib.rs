@@ -87,6 +87,19 @@ pub use softmax::softmax;
 pub use swiglu::{swiglu, swiglu_joined};
 pub use token_logp::{HeadLoss, chunk_tokens, head_loss, most_chunk_tokens, token_logp};
 
+/// Whether the linear maps of this device take a weight in bf16 beside activations in f32 where it lies, widening it on its
+/// way into a product: exactly what they would make of its f32 copy, for half the memory.
+#[must_use]
+pub fn takes_bf16_weights(device: &burn::tensor::Device) -> bool {
+    #[cfg(feature = "cpu")]
+    return burn::Tensor::<1>::zeros([1], device).try_into_primitive::<burn::backend::Flex>().is_ok();
+    #[cfg(not(feature = "cpu"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// Runs `f` on a thread of the pool that the CPU forms share their work among, or where it is on such a thread already,
 /// there. From outside, each operation would hand its work over and sleep until a thread of the pool has done it: thousands
 /// of changes of threads a step.

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
-use crate::frozen::frozen;
+use crate::frozen::{frozen, weight_dtype};
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
 use crate::parameters::{Parameters, Weight};
@@ -130,7 +130,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// The tensor `name` below the cursor. `compute` tensors take part in products and are held in the model's dtype;
+    /// The tensor `name` below the cursor. `compute` tensors take part in products and are held as [`weight_dtype`] says;
     /// the others (norms) stay f32.
     ///
     /// # Errors
@@ -148,7 +148,8 @@ impl<'a> Builder<'a> {
             let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
             return Ok(Weight::Trained { slot, shape });
         }
-        let dtype = if compute { self.site.dtype } else { DType::F32 };
+        let Site { model, device, dtype, .. } = *self.site;
+        let dtype = if compute { weight_dtype(model, stored, device, dtype) } else { DType::F32 };
         Ok(Weight::Frozen(frozen(self.site.model, stored, shape, self.site.device, dtype)?))
     }
 

@@ -1,8 +1,16 @@
 //! Frozen tensors on their device: the file mapping itself where the checkpoint holds them as the model does, else a copy.
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Tensor, TensorData};
+use qwen_tune_kernels::takes_bf16_weights;
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::{Dtype, MappedBytes, WeightError};
+
+/// The format in which a frozen weight of products is held by a model of `dtype`: its own where that is exact and smaller.
+#[must_use]
+pub fn weight_dtype(model: &ModelDir, tensor: &TensorSpec, device: &Device, dtype: DType) -> DType {
+    let widened = dtype == DType::F32 && model.is_bf16(tensor) && takes_bf16_weights(device);
+    if widened { DType::BF16 } else { dtype }
+}
 
 /// A tensor of the inventory, held as `dtype`.
 ///

@@ -25,6 +25,7 @@ pub use build::{BuildError, Builder, LoraModule, LoraPlan, Training, mix};
 pub use config::{ComputeDtype, FullConfig, LoraConfig, ModelConfig, Quantize};
 pub use context::{Cache, Context};
 pub use decoder::{Block, Decoder, ModelPart};
+pub use frozen::weight_dtype;
 pub use gated_delta::GatedDelta;
 pub use generate::{Generation, Sampling, StopReason, generate};
 pub use linear::{Linear, Lora};

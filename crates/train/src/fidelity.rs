@@ -5,7 +5,7 @@
 
 use burn::tensor::Tensor;
 use qwen_tune_data::Batch;
-use qwen_tune_kernels::chunk_tokens;
+use qwen_tune_kernels::{chunk_tokens, linear};
 use qwen_tune_model::{Decoder, Pass};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -79,7 +79,7 @@ impl Reference {
                 let count = rows.min(targets.len() - start);
                 let logits = |hidden: &Tensor<2>, head: &Tensor<2>| -> Vec<f32> {
                     let part = hidden.clone().narrow(0, start, count);
-                    let logits = part.matmul(head.clone().transpose());
+                    let logits = linear(part, head.clone(), None, None);
                     logits.into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")
                 };
                 let (p, q) = (logits(reference, &self.head), logits(&hidden, &head));

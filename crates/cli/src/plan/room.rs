@@ -1,9 +1,9 @@
 //! How much fits: the micro-batch, and how many blocks run again, from the memory that is there.
 
 use qwen_tune_data::{Dataset, StepSize};
-use qwen_tune_model::Training;
-use qwen_tune_qwen::ModelDir;
+use qwen_tune_model::{Training, weight_dtype};
 use qwen_tune_qwen::memory::{self, FlopInput, Flops, Kept, Learned, MemoryInput, MemoryPlan};
+use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{EVAL_GROUP, head_rows, process};
 
@@ -102,7 +102,7 @@ impl Load<'_> {
             spec,
             inventory: &self.model.inventory,
             learned: &self.learned(),
-            weight_bytes: size,
+            weights: self.frozen_bytes(),
             activation_bytes: size,
             batch,
             kept: Kept { layers: spec.layers.len() - way.recompute },
@@ -111,6 +111,15 @@ impl Load<'_> {
             eval_tokens,
             update_in_place: self.device.updates_in_place(),
         })
+    }
+
+    fn frozen_bytes(&self) -> u64 {
+        let (model, learned) = (self.model, self.learned());
+        let bytes = |tensor: &TensorSpec| {
+            let OpenDevice { device, dtype, .. } = self.device;
+            tensor.elements() * weight_dtype(model, tensor, device, *dtype).size() as u64
+        };
+        model.inventory.iter().filter(|tensor| !learned.is_base(tensor)).map(bytes).sum()
     }
 
     fn total(&self, way: Way, max_length: usize) -> u64 {

@@ -80,12 +80,9 @@ impl Learned {
         inventory.iter().map(|tensor| self.numbers_of(tensor)).sum()
     }
 
-    /// Trained numbers that are the base's own.
-    fn of_the_base(&self, inventory: &[TensorSpec]) -> u64 {
-        match self {
-            Self::Adapters { .. } => 0,
-            Self::Base(_) => self.numbers(inventory),
-        }
+    /// Whether a tensor of the base learns itself.
+    pub fn is_base(&self, tensor: &TensorSpec) -> bool {
+        matches!(self, Self::Base(names) if names.contains(&tensor.name))
     }
 
     /// Numbers between A and B of a token's way through a tensor's adapter: its rank, for each expert that the token goes
@@ -157,8 +154,8 @@ pub struct MemoryInput<'a> {
     pub inventory: &'a [TensorSpec],
     /// What is trained.
     pub learned: &'a Learned,
-    /// Bytes of a frozen weight on the device.
-    pub weight_bytes: u64,
+    /// Bytes of the frozen weights on the device.
+    pub weights: u64,
     /// Bytes of an activation.
     pub activation_bytes: u64,
     /// The largest micro-batch.
@@ -250,7 +247,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
         tokens.min(input.head_rows) * 4 * (vocabulary + vocabulary.min(PACKED_LOGITS) + 2 * hidden)
     };
     MemoryPlan {
-        weights: (parameters(inventory) - learned.of_the_base(inventory)) * input.weight_bytes,
+        weights: input.weights,
         trained: trained * 3 * 4,
         gradients: trained * 4,
         kept,

@@ -111,7 +111,13 @@ fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
         spec: &model.spec,
         inventory: &model.inventory,
         learned,
-        weight_bytes: 2,
+        weights: model
+            .inventory
+            .iter()
+            .filter(|tensor| !learned.is_base(tensor))
+            .map(TensorSpec::elements)
+            .sum::<u64>()
+            * 2,
         activation_bytes: 2,
         batch: Extent::of([2048]),
         kept: Kept { layers },
@@ -159,7 +165,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
             spec: &spec,
             inventory: &inventory,
             learned: &learned,
-            weight_bytes: 4,
+            weights: 0,
             activation_bytes: 4,
             batch,
             kept: Kept { layers: 4 },

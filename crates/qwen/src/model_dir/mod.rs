@@ -212,6 +212,12 @@ impl ModelDir {
         Some(halves)
     }
 
+    /// Whether all of a tensor of the inventory is stored in bf16.
+    pub fn is_bf16(&self, tensor: &TensorSpec) -> bool {
+        let stored = |part: &Part| self.checkpoint.info(&part.name).is_some_and(|info| info.dtype == Dtype::BF16);
+        self.parts(tensor).iter().all(stored)
+    }
+
     fn mapped_part(&self, part: &Part, dtype: Dtype) -> Option<MappedBytes> {
         self.checkpoint.info(&part.name).filter(|info| info.dtype == dtype)?;
         self.checkpoint.mapped(&part.name)
