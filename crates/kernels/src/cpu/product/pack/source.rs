@@ -97,6 +97,33 @@ pub(super) fn first_of_16(count: usize) -> __mmask16 {
     if count >= 16 { !0 } else { (1 << count) - 1 }
 }
 
+/// The first `count` of sixteen numbers, zeros behind them. Loads under a mask take several times as long as others on some
+/// machines, so that only the last ones of a line have one.
+///
+/// # Safety
+/// AVX-512 is there and the numbers can be read.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn sixteen_f32(from: *const f32, count: usize) -> __m512 {
+    unsafe { if count >= 16 { _mm512_loadu_ps(from) } else { _mm512_maskz_loadu_ps(first_of_16(count), from) } }
+}
+
+/// As [`sixteen_f32`].
+///
+/// # Safety
+/// As above.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn sixteen_bf16(from: *const bf16, count: usize) -> __m256i {
+    unsafe {
+        if count >= 16 {
+            _mm256_loadu_si256(from.cast())
+        } else {
+            _mm256_maskz_loadu_epi16(first_of_16(count), from.cast())
+        }
+    }
+}
+
 /// The first `count` of sixteen numbers times `scale`, rounded as [`rounded`].
 ///
 /// # Safety
@@ -105,7 +132,7 @@ pub(super) fn first_of_16(count: usize) -> __mmask16 {
 #[inline(always)]
 unsafe fn rounded_16(values: *const f32, count: usize, scale: f32) -> __m256i {
     unsafe {
-        let values = _mm512_maskz_loadu_ps(first_of_16(count), values);
+        let values = sixteen_f32(values, count);
         let values = _mm512_mul_ps(values, _mm512_set1_ps(scale));
         let bits = _mm512_castps_si512(values);
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -137,7 +164,7 @@ impl Source for Plain<'_> {
     #[inline(always)]
     unsafe fn load(&self, at: usize, elements: usize) -> __m512i {
         unsafe {
-            let values = _mm512_maskz_loadu_ps(first_of_16(elements), self.values.as_ptr().add(at));
+            let values = sixteen_f32(self.values.as_ptr().add(at), elements);
             _mm512_castps_si512(_mm512_mul_ps(values, _mm512_set1_ps(self.scale)))
         }
     }
@@ -169,7 +196,7 @@ impl Source for Widened<'_> {
     #[inline(always)]
     unsafe fn load(&self, at: usize, elements: usize) -> __m512i {
         unsafe {
-            let values = _mm256_maskz_loadu_epi16(first_of_16(elements), self.0.as_ptr().add(at).cast());
+            let values = sixteen_bf16(self.0.as_ptr().add(at), elements);
             _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values))
         }
     }
@@ -246,14 +273,20 @@ impl Source for Pairs<'_> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load(&self, at: usize, elements: usize) -> __m512i {
-        let mask: __mmask32 = if elements >= 32 { !0 } else { (1 << elements) - 1 };
-        unsafe { _mm512_maskz_loadu_epi16(mask, self.0.as_ptr().add(at).cast()) }
+        unsafe {
+            let from = self.0.as_ptr().add(at);
+            if elements >= 32 {
+                _mm512_loadu_si512(from.cast())
+            } else {
+                _mm512_maskz_loadu_epi16((1 << elements) - 1, from.cast())
+            }
+        }
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn across(&self, at: usize, next: usize, full: bool, count: usize) -> __m512i {
         let row = |at: usize| unsafe {
-            let values = _mm256_maskz_loadu_epi16(first_of_16(count), self.0.as_ptr().add(at).cast());
+            let values = sixteen_bf16(self.0.as_ptr().add(at), count);
             _mm512_cvtepu16_epi32(values)
         };
         unsafe {
