@@ -21,6 +21,12 @@ pub struct OpenDevice {
 }
 
 impl OpenDevice {
+    /// Whether frozen weights and products are in bf16.
+    #[must_use]
+    pub fn is_in_bf16(&self) -> bool {
+        self.dtype == DType::BF16
+    }
+
     /// Whether [`qwen_tune_kernels::adamw`] has a form of its own here, which takes no memory.
     #[must_use]
     pub fn updates_in_place(&self) -> bool {

@@ -73,6 +73,12 @@ impl Storage {
         }
     }
 
+    /// The same where both models are computed in bf16: results are rounded as coarsely as weights in bf16, and a merged
+    /// weight rounds otherwise than base and adapter apart.
+    fn computed_in_bf16(self) -> Self {
+        Self { usual: self.usual.max(Self::of_quant(Quant::BF16).usual), ..self }
+    }
+
     /// The limit for this model. Routers choose other experts and gated norms amplify at the smallest rounding.
     fn limit(&self, model: &ModelDir) -> f64 {
         let is_sensitive =
@@ -146,6 +152,7 @@ impl Proof {
             .map_err(|errors| errors.iter().map(|e| Diagnostic::failure_from("verify", e)).collect::<Diagnostics>())?;
         let texts = same_tokenizer(&witness.encoder, trained, &written, &file)?;
         let fidelity = witness.compare(&written)?;
+        let storage = if witness.is_in_bf16() { storage.computed_in_bf16() } else { storage };
         let limit = storage.limit(trained);
         self.trained_perplexity = Some(fidelity.reference_perplexity);
         let as_usual = fidelity.mean_kl <= limit;

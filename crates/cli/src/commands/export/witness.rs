@@ -75,6 +75,11 @@ impl Witness {
         Ok(self.reference.compare(&decoder, &Pass::plain(&parameters)))
     }
 
+    /// Whether the models are computed in bf16.
+    pub(super) fn is_in_bf16(&self) -> bool {
+        self.device.is_in_bf16()
+    }
+
     /// Targets compared.
     pub(super) fn tokens(&self) -> usize {
         self.reference.tokens()
