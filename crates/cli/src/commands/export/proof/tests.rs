@@ -134,3 +134,10 @@ fn training_that_is_rounded_away_is_told() {
     assert!(told(Some(1.5), 5.0).is_none());
     assert!(told(None, 5.0).is_none());
 }
+
+#[test]
+fn a_computation_in_bf16_allows_what_bf16_does() {
+    let [bf16, coarse] = [Quant::BF16, Quant::Q4_0].map(|quant| Storage::of_quant(quant).usual);
+    assert!((Storage::of_quant(Quant::F32).computed_in_bf16().usual - bf16).abs() < f64::EPSILON);
+    assert!((Storage::of_quant(Quant::Q4_0).computed_in_bf16().usual - coarse).abs() < f64::EPSILON);
+}
