@@ -107,18 +107,6 @@ pub fn accumulate(
     staging: Staging,
     gradients: &mut Gradients,
 ) -> Passed {
-    kernels::on_pool(|| sweep(decoder, parameters, objective, batch, share, staging, gradients))
-}
-
-fn sweep(
-    decoder: &Decoder,
-    parameters: &Parameters,
-    objective: &dyn Objective,
-    batch: &Batch,
-    share: f32,
-    staging: Staging,
-    gradients: &mut Gradients,
-) -> Passed {
     let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
     let context = decoder.context(&sequences, &batch.positions);
     let trains_embedding = matches!(decoder.embedding(), Weight::Trained { .. });

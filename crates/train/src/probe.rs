@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device};
 use qwen_tune_data::Batch;
+use qwen_tune_kernels as kernels;
 use qwen_tune_model::{BuildError, Decoder, ModelPart, Parameters, Pass, Training};
 use qwen_tune_qwen::{DecoderSpec, ModelDir};
 
@@ -162,7 +163,9 @@ impl Probe<'_> {
     fn gradients(&self, decoder: &Decoder, parameters: &Parameters, recompute: usize) -> Gradients {
         let mut gradients = Gradients::default();
         let staging = Staging { dropout: self.dropout.then_some(0), ..Staging::plain(recompute) };
-        accumulate(decoder, parameters, self.objective, self.batch, 1.0, staging, &mut gradients);
+        kernels::on_pool(|| {
+            accumulate(decoder, parameters, self.objective, self.batch, 1.0, staging, &mut gradients);
+        });
         gradients
     }
 

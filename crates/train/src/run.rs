@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use qwen_tune_data::{DataError, Step as DataStep};
+use qwen_tune_kernels as kernels;
 use qwen_tune_model::{Decoder, Parameters, Pass, mix};
 
 use crate::backward::{Gradients, Passed, Staging, accumulate};
@@ -186,7 +187,9 @@ impl Run<'_> {
             let balance = (self.router_aux_loss_coef * part) as f32;
             let staging = Staging { recompute: self.recompute, dropout, share: part as f32, balance };
             let (objective, share) = (self.objective.as_ref(), 1.0 / trained as f32);
-            let passed = accumulate(self.decoder, &self.parameters, objective, batch, share, staging, &mut gradients);
+            let (decoder, parameters) = (self.decoder, &self.parameters);
+            let passed =
+                kernels::on_pool(|| accumulate(decoder, parameters, objective, batch, share, staging, &mut gradients));
             sum.nats += passed.nats;
             sum.balance.add(&passed.balance);
         }

@@ -3,11 +3,11 @@
 //!
 //! For f32 both are the row itself: no copy, and the bits of a form written for f32 alone.
 
-use std::fmt::Debug;
 use std::ops::Range;
 
 use burn::tensor::{Bytes, DType, Shape, bf16};
 use burn_flex::{FlexTensor, Layout};
+use bytemuck::Pod;
 
 use super::columns::Columns;
 use super::vector;
@@ -21,21 +21,27 @@ pub(crate) fn rows_of_piece(size: usize) -> usize {
 }
 
 /// What a tensor on burn-flex holds.
-pub(crate) trait Element: Copy + Default + Debug + Send + Sync + 'static {
-    /// Burn's name of it.
-    const DTYPE: DType;
-
+pub(crate) trait Element: burn::tensor::Element + Pod + Default {
     /// All elements behind a tensor, from the first one of its buffer on.
-    fn storage(tensor: &FlexTensor) -> &[Self];
+    fn storage(tensor: &FlexTensor) -> &[Self] {
+        tensor.storage()
+    }
 
     /// Elements of a tensor in C order.
-    fn slice(tensor: &FlexTensor) -> &[Self];
+    fn slice(tensor: &FlexTensor) -> &[Self] {
+        tensor.as_slice().expect("invariant: a tensor of this type made contiguous")
+    }
 
     /// The same to change, if nothing else shares them.
-    fn unshared(tensor: &mut FlexTensor) -> Option<&mut [Self]>;
+    fn unshared(tensor: &mut FlexTensor) -> Option<&mut [Self]> {
+        let len = dense_len(tensor)?;
+        tensor.try_storage_mut().filter(|values| values.len() == len)
+    }
 
     /// A tensor that owns `values`.
-    fn tensor(values: Vec<Self>, shape: impl Into<Shape>) -> FlexTensor;
+    fn tensor(values: Vec<Self>, shape: impl Into<Shape>) -> FlexTensor {
+        FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), Self::dtype())
+    }
 
     /// The same number in f32, which holds every bf16.
     fn wide(self) -> f32;
@@ -54,25 +60,6 @@ pub(crate) trait Element: Copy + Default + Debug + Send + Sync + 'static {
 }
 
 impl Element for f32 {
-    const DTYPE: DType = DType::F32;
-
-    fn storage(tensor: &FlexTensor) -> &[Self] {
-        tensor.storage()
-    }
-
-    fn slice(tensor: &FlexTensor) -> &[Self] {
-        tensor.as_slice().expect("invariant: an f32 tensor made contiguous")
-    }
-
-    fn unshared(tensor: &mut FlexTensor) -> Option<&mut [Self]> {
-        let len = dense_len(tensor)?;
-        tensor.try_storage_mut().filter(|values| values.len() == len)
-    }
-
-    fn tensor(values: Vec<Self>, shape: impl Into<Shape>) -> FlexTensor {
-        FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), Self::DTYPE)
-    }
-
     #[inline(always)]
     fn wide(self) -> f32 {
         self
@@ -99,25 +86,6 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
-    const DTYPE: DType = DType::BF16;
-
-    fn storage(tensor: &FlexTensor) -> &[Self] {
-        tensor.storage()
-    }
-
-    fn slice(tensor: &FlexTensor) -> &[Self] {
-        tensor.as_slice().expect("invariant: a bf16 tensor made contiguous")
-    }
-
-    fn unshared(tensor: &mut FlexTensor) -> Option<&mut [Self]> {
-        let len = dense_len(tensor)?;
-        tensor.try_storage_mut().filter(|values| values.len() == len)
-    }
-
-    fn tensor(values: Vec<Self>, shape: impl Into<Shape>) -> FlexTensor {
-        FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), Self::DTYPE)
-    }
-
     #[inline(always)]
     fn wide(self) -> f32 {
         vector::widened(self)
