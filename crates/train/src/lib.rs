@@ -20,6 +20,7 @@ mod probe;
 pub mod process;
 mod provenance;
 mod recent;
+mod rehearsal;
 mod run;
 mod schedule;
 mod sink;
@@ -46,6 +47,7 @@ pub use provenance::Provenance;
 /// Tokens whose logits the head holds at a time.
 pub use qwen_tune_kernels::most_chunk_tokens as head_rows;
 pub use recent::{Fault, Recent};
+pub use rehearsal::{Largest, rehearse};
 pub use run::Run;
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use sink::Jsonl;

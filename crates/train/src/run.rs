@@ -5,6 +5,7 @@ use std::time::Instant;
 use qwen_tune_data::{DataError, Step as DataStep};
 use qwen_tune_kernels as kernels;
 use qwen_tune_model::{Decoder, Parameters, Pass, mix};
+use qwen_tune_qwen::memory::Offload;
 
 use crate::backward::{Gradients, Passed, Staging, accumulate};
 use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
@@ -51,6 +52,8 @@ pub struct Run<'a> {
     pub bad_steps: BadSteps,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
+    /// What waits in host memory.
+    pub offload: Offload,
     /// Whether any adapter drops inputs.
     pub dropout: bool,
     /// Progress so far.
@@ -75,7 +78,7 @@ impl Run<'_> {
                 loss: self.state.last_loss.map(|loss| loss.0),
                 skipped: self.state.skipped,
                 seconds: started.elapsed().as_secs_f64(),
-                peak_memory: crate::process::memory("VmHWM:"),
+                peak_memory: crate::process::peak(),
             }),
             Err(cause) => {
                 // Between steps the state is whole, and an error leaves it between two of them. Nobody to tell if the
@@ -185,7 +188,8 @@ impl Run<'_> {
             let dropout = self.dropout.then(|| mix(step_key ^ index as u64));
             let part = batch.ids.len() as f64 / data.tokens.max(1) as f64;
             let balance = (self.router_aux_loss_coef * part) as f32;
-            let staging = Staging { recompute: self.recompute, dropout, share: part as f32, balance };
+            let inputs_on_host = self.offload >= Offload::Inputs;
+            let staging = Staging { recompute: self.recompute, dropout, share: part as f32, balance, inputs_on_host };
             let (objective, share) = (self.objective.as_ref(), 1.0 / trained as f32);
             let (decoder, parameters) = (self.decoder, &self.parameters);
             let passed =

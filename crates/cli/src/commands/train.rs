@@ -12,7 +12,7 @@ use qwen_tune_train::{
 };
 use qwen_tune_weights::atomic::AtomicDir;
 
-use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, resume, run_dir};
+use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, rehearsal, resume, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, Prepared, prepare};
@@ -42,11 +42,9 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
         plan.keep_micro_batch(loaded.state.micro_batch);
     }
     tell(&plan, printer);
+    let (decoder, parameters) = rehearsal::within_budget(&mut plan, resumed.is_some(), &doc, printer)?;
     run_dir::begin(&plan, &doc, made_from.base.as_ref())?;
 
-    let (decoder, parameters) =
-        Decoder::load(&plan.model, &plan.trained.training, &plan.device.device, plan.device.dtype)
-            .map_err(|e| failed("load", &e))?;
     let mut run = ready(&plan, &decoder, parameters, made_from, resumed.as_ref(), stop)?;
     let mut sink = listeners(&plan, resumed.as_ref(), printer)?;
     let outcome = run.execute(&mut sink).map_err(|e| failure::told(&e, &plan))?;
@@ -138,6 +136,7 @@ fn ready<'a>(
             dataset: plan.data.clone(),
         },
         recompute: plan.recompute,
+        offload: plan.offload,
         dropout: plan.trained.dropout,
         state,
         stop,

@@ -3,14 +3,18 @@
 //! Everything is a pure function of the specification, so a plan can be made before anything is allocated. Activations
 //! are counted as the kernels' own backwards keep them; `tests/plans.rs` holds the sums against what a run takes.
 
+mod fit;
 mod flops;
 mod kept;
+mod offload;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use fit::{DEVICE_PROGRAM, OneRow, nf4_bytes, usable};
 pub use flops::{FlopInput, Flops, flops};
 pub use kept::{Numbers, kept_by_layer};
 use kept::{Passing, kept_at_border, passing};
+pub use offload::Offload;
 
 use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, Role, TensorSpec};
 
@@ -154,8 +158,8 @@ pub struct MemoryInput<'a> {
     pub inventory: &'a [TensorSpec],
     /// What is trained.
     pub learned: &'a Learned,
-    /// Bytes of the frozen weights on the device.
-    pub weights: u64,
+    /// Bytes of the frozen weights.
+    pub weights: &'a WeightBytes,
     /// Bytes of an activation.
     pub activation_bytes: u64,
     /// The largest micro-batch.
@@ -170,6 +174,55 @@ pub struct MemoryInput<'a> {
     pub eval_tokens: u64,
     /// Whether an update changes values and moments where they lie, instead of making new ones.
     pub update_in_place: bool,
+    /// What waits in host memory.
+    pub offload: Offload,
+}
+
+/// Bytes of the frozen weights, by where they are used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WeightBytes {
+    /// The embedding's.
+    pub embedding: u64,
+    /// Each layer's.
+    pub layers: Vec<u64>,
+    /// The final norm's and the head's own.
+    pub rest: u64,
+}
+
+impl WeightBytes {
+    /// Of an inventory, each of whose tensors takes so many bytes; those that learn are not frozen.
+    pub fn of(inventory: &[TensorSpec], learned: &Learned, bytes: impl Fn(&TensorSpec) -> u64) -> Self {
+        let mut sum = Self::default();
+        for tensor in inventory.iter().filter(|tensor| !learned.is_base(tensor)) {
+            let place = match (tensor.layer, tensor.role) {
+                (Some(layer), _) => {
+                    let layers = sum.layers.len().max(layer + 1);
+                    sum.layers.resize(layers, 0);
+                    &mut sum.layers[layer]
+                }
+                (None, Role::Embedding) => &mut sum.embedding,
+                (None, _) => &mut sum.rest,
+            };
+            *place += bytes(tensor);
+        }
+        sum
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.embedding + self.layers.iter().sum::<u64>() + self.rest
+    }
+
+    /// Those on the device at a time: of weights that wait elsewhere, one layer's.
+    fn on_device(&self, spec: &DecoderSpec, offload: Offload) -> u64 {
+        let embedding = if offload >= Offload::Embedding && spec.head == HeadSpec::Own { 0 } else { self.embedding };
+        let layers = if offload >= Offload::Weights {
+            self.layers.iter().copied().max().unwrap_or(0)
+        } else {
+            self.layers.iter().sum()
+        };
+        embedding + layers + self.rest
+    }
 }
 
 /// Bytes by purpose.
@@ -194,6 +247,8 @@ pub struct MemoryPlan {
     pub eval: u64,
     /// The update of the largest trained tensor, where it takes anything.
     pub update: u64,
+    /// What waits in host memory, which is no part of the total.
+    pub host: u64,
 }
 
 impl MemoryPlan {
@@ -225,6 +280,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     let again = layers.len() - input.kept.layers.min(layers.len());
     // Below everything trained nothing is kept and no gradient flows.
     let (mut kept, mut layer, mut holes) = (0, 0, 0);
+    let mut away = Vec::new();
     for (index, (all, passing)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
         let (residual, run_again, forward) = if index < again {
             // What the forward gave back is cut up by the residuals, too small for the largest tensor of the second one.
@@ -232,10 +288,18 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
         } else {
             (*all, 0, passing.forward)
         };
-        kept += residual;
+        if index < again && input.offload >= Offload::Inputs {
+            away.push(residual);
+        } else {
+            kept += residual;
+        }
         layer = layer.max(passing.backward * tokens + run_again);
         holes = holes.max(forward * tokens);
     }
+    // The one that runs again, and the one that comes meanwhile.
+    let here: u64 = away.iter().take(2).sum();
+    kept += here;
+    let weights = input.weights.on_device(spec, input.offload);
     let without_tape = layers.iter().map(|(_, passing)| passing.without_tape).max().unwrap_or(0);
     let trained = learned.numbers(inventory);
     let largest = inventory.iter().map(|tensor| learned.numbers_of(tensor)).max().unwrap_or(0);
@@ -247,7 +311,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
         tokens.min(input.head_rows) * 4 * (vocabulary + vocabulary.min(PACKED_LOGITS) + 2 * hidden)
     };
     MemoryPlan {
-        weights: input.weights,
+        weights,
         trained: trained * 3 * 4,
         gradients: trained * 4,
         kept,
@@ -259,6 +323,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
             tokens => (without_tape * tokens).max(3 * hidden * size * tokens + chunk(tokens)),
         },
         update: if input.update_in_place { 0 } else { 4 * largest * 4 },
+        host: input.weights.total() - weights + away.iter().sum::<u64>() - here,
     }
 }
 

@@ -106,18 +106,12 @@ fn training_the_base_costs_its_gradient() {
     assert_eq!(flops.model(), 6.0 * products);
 }
 
-fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
+fn plan_with(model: &Model, learned: &Learned, layers: usize, offload: Offload) -> MemoryPlan {
     plan(&MemoryInput {
         spec: &model.spec,
         inventory: &model.inventory,
         learned,
-        weights: model
-            .inventory
-            .iter()
-            .filter(|tensor| !learned.is_base(tensor))
-            .map(TensorSpec::elements)
-            .sum::<u64>()
-            * 2,
+        weights: &WeightBytes::of(&model.inventory, learned, |tensor| 2 * tensor.elements()),
         activation_bytes: 2,
         batch: Extent::of([2048]),
         kept: Kept { layers },
@@ -125,7 +119,12 @@ fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
         head_rows: 512,
         eval_tokens: 4096,
         update_in_place: false,
+        offload,
     })
+}
+
+fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
+    plan_with(model, learned, layers, Offload::None)
 }
 
 #[test]
@@ -165,7 +164,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
             spec: &spec,
             inventory: &inventory,
             learned: &learned,
-            weights: 0,
+            weights: &WeightBytes::default(),
             activation_bytes: 4,
             batch,
             kept: Kept { layers: 4 },
@@ -173,6 +172,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
             head_rows: 512,
             eval_tokens: 0,
             update_in_place: true,
+            offload: Offload::None,
         })
         .kept
     };
@@ -202,4 +202,35 @@ fn what_is_trained_decides_what_is_kept() {
     assert_eq!((full.weights, full.trained), (0, parameters(&model.inventory) * 12));
     assert_eq!(full.head - plan_of(&model, &model.learned, 28).head, head_parameters(&model.spec) * 4);
     assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, 0);
+}
+
+#[test]
+fn what_waits_elsewhere_is_off_the_device_and_nothing_is_lost() {
+    let model = model("qwen3", 4096, 36, (32, 8), 12288, 151936, false);
+    let of = |layers, offload| plan_with(&model, &model.learned, layers, offload);
+    let both = |plan: &MemoryPlan| plan.weights + plan.kept + plan.host;
+    let (matrix, input) = (151936 * 4096 * 2, 2048 * 4096 * 2);
+    let here = of(0, Offload::None);
+    for offload in Offload::ALL {
+        let plan = of(0, offload);
+        assert_eq!(both(&plan), both(&here));
+        assert_eq!(
+            (plan.trained, plan.gradients, plan.layer, plan.head),
+            (here.trained, here.gradients, here.layer, here.head)
+        );
+    }
+    assert_eq!(here.weights - of(0, Offload::Embedding).weights, matrix);
+    assert_eq!(of(0, Offload::Inputs).kept, 2 * input);
+    assert_eq!(
+        of(35, Offload::Inputs).kept - of(36, Offload::Inputs).kept * 35 / 36,
+        input,
+        "one input, which waits for nobody"
+    );
+    let layer = (parameters(&model.inventory) * 2 - 2 * matrix - 4096 * 2) / 36;
+    assert_eq!(of(0, Offload::Weights).weights, matrix + 4096 * 2 + layer);
+    let tied = small();
+    assert_eq!(
+        plan_with(&tied, &tied.learned, 0, Offload::Embedding).weights,
+        plan_of(&tied, &tied.learned, 0).weights
+    );
 }
