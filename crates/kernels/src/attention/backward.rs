@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::flex::{Block, Layout, Scratch, Wide};
 use crate::Segments;
 use crate::cpu::element::Element;
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::contiguous;
 use crate::cpu::product::{Matrix, Threads, product};
 use crate::cpu::rows::{add, filled};
@@ -24,8 +25,8 @@ pub(super) struct Step<E>(pub(super) PhantomData<E>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
-    pub(super) q: FlexTensor,
-    pub(super) k: FlexTensor,
+    pub(super) q: Kept,
+    pub(super) k: Kept,
     pub(super) v: FlexTensor,
     pub(super) out: FlexTensor,
     /// Log-sum-exp of the scores, `[T, N]`.
@@ -70,7 +71,7 @@ impl<E: Element> Backward<Flex, 3> for Step<E> {
         let gradients = |scratch: &mut (Scratch, Wide), strip| saved.strip_gradients(strip, E::slice(&dout), scratch);
         let strips: Vec<StripGradients> = saved.strips().into_par_iter().map_init(init, gradients).collect();
         let Layout { heads, kv_heads, size, .. } = saved.layout;
-        let tokens = saved.q.layout().shape()[0];
+        let tokens = saved.q.get().layout().shape()[0];
         let [q_node, k_node, v_node] = ops.parents;
         if let Some(node) = q_node {
             let dq = saved.scatter::<E>(&strips, tokens, heads, |strip| (strip.strip.queries.start, &strip.dq));
@@ -118,9 +119,9 @@ impl Saved {
         let (mut dk, mut dv) = (vec![0.0; keys * size], vec![0.0; keys * size]);
         for block in blocks {
             let (rows, columns) = (block.rows(), block.keys());
-            let key_rows = layout.head::<E>(&self.k, block, kv_head, &mut wide.k);
+            let key_rows = layout.head::<E>(self.k.get(), block, kv_head, &mut wide.k);
             let value_rows = layout.head::<E>(&self.v, block, kv_head, &mut wide.v);
-            layout.score(block, kv_head, E::slice(&self.q), key_rows, scratch);
+            layout.score(block, kv_head, E::slice(self.q.get()), key_rows, scratch);
             layout.gather(&mut scratch.dout, dout, block, kv_head, 1.0);
             let dout_RD = Matrix::dense(&scratch.dout, group * rows, size);
             scratch.dscores.resize(group * rows * columns, 0.0);

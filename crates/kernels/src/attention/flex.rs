@@ -8,35 +8,41 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::backward::{Saved, Step};
-use crate::Segments;
 use crate::cpu::columns::Columns;
 use crate::cpu::element::{Element, by_element};
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::{Operand, record};
 use crate::cpu::product::{Matrix, Threads, product};
 use crate::cpu::vector;
+use crate::{Input, Segments};
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or they differ in their type.
 ///
 /// Of bf16 operands the keys and values of a block are widened for it, a small part of the work of its products; scores,
 /// weights and sums are f32, and only the output is rounded.
 pub(super) fn attention(
-    q: &Tensor<3>,
-    k: &Tensor<3>,
+    inputs: [&Input<3>; 2],
     v: &Tensor<3>,
     segments: &Arc<Segments>,
     scale: f32,
     window: Option<usize>,
 ) -> Option<Tensor<3>> {
+    let [q, k] = inputs.map(Input::tensor);
     let ([_, heads, size], [_, kv_heads, _]) = (q.dims(), k.dims());
     if k.dtype() != q.dtype() || v.dtype() != q.dtype() {
         return None;
     }
     let layout = Layout { heads, kv_heads, size, scale, window };
     let parents = [Operand::of_float(q)?, Operand::of_float(k)?, Operand::of_float(v)?];
-    Some(by_element!(q.dtype(), E => forward::<E>(parents, segments, layout)))
+    Some(by_element!(q.dtype(), E => forward::<E>(parents, inputs, segments, layout)))
 }
 
-fn forward<E: Element>(parents: [Operand; 3], segments: &Arc<Segments>, layout: Layout) -> Tensor<3> {
+fn forward<E: Element>(
+    parents: [Operand; 3],
+    inputs: [&Input<3>; 2],
+    segments: &Arc<Segments>,
+    layout: Layout,
+) -> Tensor<3> {
     let [q, k, v] = parents.each_ref().map(Operand::contiguous);
     let Layout { heads, kv_heads, size, .. } = layout;
     let tokens = segments.tokens();
@@ -58,7 +64,10 @@ fn forward<E: Element>(parents: [Operand; 3], segments: &Arc<Segments>, layout: 
     let out = E::tensor(out, [tokens, heads, size]);
     let saved_out = out.clone();
     let segments = segments.clone();
-    record(Step::<E>(PhantomData), parents, out, || Saved { q, k, v, out: saved_out, lse, segments, layout })
+    record(Step::<E>(PhantomData), parents, out, || {
+        let (q, k) = (Kept::of(inputs[0], q), Kept::of(inputs[1], k));
+        Saved { q, k, v, out: saved_out, lse, segments, layout }
+    })
 }
 
 /// Sizes and the rule of visibility.
