@@ -63,3 +63,6 @@ impl<const D: usize> fmt::Debug for Input<D> {
             .finish()
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;
