@@ -64,6 +64,7 @@ fn metrics(run: &Path) -> Vec<Value> {
             let mut event: Value = serde_json::from_str(line).unwrap();
             let fields = event.as_object_mut().unwrap();
             fields.remove("seconds");
+            fields.remove("data_seconds");
             fields.remove("tokens_per_second");
             event
         })

@@ -2,7 +2,7 @@
 //! one at a time.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use qwen_tune_kernels as kernels;
+use qwen_tune_kernels::{self as kernels, Input};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
 
@@ -117,7 +117,7 @@ impl Block {
     }
 
     /// The residual behind the mixer, and what the feed-forward part sees of it.
-    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
+    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Input<2>) {
         let normed = self.input_layernorm.forward(x.clone(), pass);
         let change = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(normed, context, pass),
@@ -224,7 +224,7 @@ impl Decoder {
     /// The final norm.
     #[must_use]
     pub fn finish(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        self.norm.forward(x, pass)
+        self.norm.forward(x, pass).into_tensor()
     }
 
     /// The head's weight `[vocab, hidden]`; the embedding's own where they are tied.

@@ -145,6 +145,7 @@ impl Run<'_> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
+        let data_seconds = started.elapsed().as_secs_f64();
         let (Passed { nats, balance }, gradients) = self.gradients(&data);
         let loss = nats / data.trained.max(1) as f64;
         let grad_norm = gradients.norm();
@@ -172,6 +173,7 @@ impl Run<'_> {
             trained_tokens: data.trained,
             tokens_per_second: data.tokens as f64 / seconds,
             seconds,
+            data_seconds,
             epoch: data.epoch,
             eta_seconds: None,
             experts: balance.figures(),

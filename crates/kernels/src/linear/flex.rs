@@ -9,7 +9,9 @@ use burn_flex::FlexTensor;
 use super::backward::{Low, Saved, Step};
 use super::fan_out::{Pending, fan_out};
 use super::{Adapter, Projection};
+use crate::Input;
 use crate::cpu::element::{Element, by_element};
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::{Operand, contiguous, record};
 use crate::cpu::product::{
     Elements, Left, Matrix, Number, Precision, Term, Threads, few_rows, finished_product, new_sum_of_products, product,
@@ -17,7 +19,8 @@ use crate::cpu::product::{
 use crate::cpu::rows::dropped;
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or a matrix with a reversed axis.
-pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
+pub(super) fn projections<const N: usize>(input: &Input<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
+    let x = input.tensor();
     let operands: Vec<[Operand; 5]> = maps.iter().map(|map| operands(x, map)).collect::<Option<_>>()?;
     let matrices = [0, 1, 3, 4];
     let fit = |of_map: &[Operand; 5]| {
@@ -26,8 +29,9 @@ pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N])
     if !operands.iter().all(fit) {
         return None;
     }
-    let input = Operand::of_float(x)?;
-    let outputs = by_element!(x.dtype(), E => forward::<E>(input, operands, maps));
+    let operand = Operand::of_float(x)?;
+    let kept = Kept::of(input, operand.data().clone());
+    let outputs = by_element!(x.dtype(), E => forward::<E>(operand, &kept, operands, maps));
     Some(outputs.try_into().expect("invariant: one output a map"))
 }
 
@@ -44,7 +48,12 @@ fn operands(x: &Tensor<2>, map: &Projection) -> Option<[Operand; 5]> {
     ])
 }
 
-fn forward<E: Element + Number>(input: Operand, operands: Vec<[Operand; 5]>, maps: &[Projection]) -> Vec<Tensor<2>> {
+fn forward<E: Element + Number>(
+    input: Operand,
+    kept: &Kept,
+    operands: Vec<[Operand; 5]>,
+    maps: &[Projection],
+) -> Vec<Tensor<2>> {
     let x = input.data().clone();
     let x_TI = matrix(&x);
     let precision = Precision::of(&[x_TI]);
@@ -64,7 +73,7 @@ fn forward<E: Element + Number>(input: Operand, operands: Vec<[Operand; 5]>, map
         let y: Vec<E> = output(x_TI, left.as_ref(), &weight, bias, low.as_ref());
         let y = E::tensor(y, [x_TI.rows(), matrix(&weight).rows()]);
         // Only the gradients of the weight and of A read it.
-        let x = (parents[1].tracked() || parents[3].tracked()).then(|| x.clone());
+        let x = (parents[1].tracked() || parents[3].tracked()).then(|| kept.clone());
         let pending = pending.clone();
         record(Step::<E>::default(), parents, y, || Saved { x, weight, bias: bias_dtype, low, index, pending })
     });

@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{HeadLoss, chunk_tokens, trained_rows};
+use super::{HeadLoss, chunk_tokens, online, trained_rows};
 use crate::cpu::element::{Element, by_element, narrowed};
 use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
 use crate::cpu::product::{Matrix, Number, Threads, product};
@@ -56,14 +56,18 @@ pub(super) fn head_loss(
     let head = Operand::of_float(head)?.data().clone();
     Matrix::of(&head)?;
     let h = Operand::of_float(h)?;
-    Some(by_element!(h.dtype(), E => loss::<E>(&Pass::new(h.contiguous(), head, targets), weights, wants_head)))
+    Some(by_element!(h.dtype(), E => {
+        let pass = Pass::<E>::new(h.contiguous(), head, targets);
+        if wants_head { loss(&pass, weights) } else { online::loss(&pass, weights) }
+    }))
 }
 
-fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32], wants_head: bool) -> HeadLoss {
+/// With the head's gradient, for which a chunk's logits are all there.
+fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> HeadLoss {
     let vocabulary = pass.vocabulary();
     let tokens = pass.h.layout().shape()[0];
     let mut logp = vec![0.0; tokens];
-    let mut sums = GradientSums::new(pass, true, wants_head);
+    let mut sums = GradientSums::new(pass, true, true);
     pass.for_chunks(|chunk| {
         let rows = chunk.rows.par_iter().zip(chunk.targets).zip(chunk.logits.par_chunks_exact_mut(vocabulary));
         let of_rows: Vec<f32> = rows
@@ -90,11 +94,11 @@ fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32], wants_head: bool) 
 
 /// The tokens with a target, and the two matrices.
 #[derive(Clone, Debug)]
-struct Pass<E> {
-    h: FlexTensor,
+pub(super) struct Pass<E> {
+    pub(super) h: FlexTensor,
     head: FlexTensor,
-    rows: Vec<usize>,
-    targets: Vec<usize>,
+    pub(super) rows: Vec<usize>,
+    pub(super) targets: Vec<usize>,
     element: PhantomData<E>,
 }
 
@@ -122,15 +126,15 @@ impl<E: Element + Number> Pass<E> {
         Self { h, head, rows, targets, element: PhantomData }
     }
 
-    fn vocabulary(&self) -> usize {
+    pub(super) fn vocabulary(&self) -> usize {
         self.head.layout().shape()[0]
     }
 
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.head.layout().shape()[1]
     }
 
-    fn head_VD(&self) -> Matrix<'_> {
+    pub(super) fn head_VD(&self) -> Matrix<'_> {
         Matrix::of(&self.head).expect("invariant: checked before the pass was made").beside::<E>()
     }
 

@@ -130,6 +130,10 @@ const CHUNK: usize = 64;
 /// Columns of the logits' gradients that a product packs at a time.
 const PACKED_LOGITS: u64 = 8192;
 
+/// Rows of a frozen head whose logits exist at a time while a loss is formed, and tokens they exist for.
+const HEAD_BLOCK: u64 = 4096;
+const HEAD_TOKENS: u64 = 1024;
+
 /// Tokens that run in one forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Extent {
@@ -304,11 +308,17 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     let trained = learned.numbers(inventory);
     let largest = inventory.iter().map(|tensor| learned.numbers_of(tensor)).max().unwrap_or(0);
     let head_trained = inventory.iter().any(|tensor| is_head(spec, tensor) && learned.numbers_of(tensor) > 0);
-    let head_gradient = if head_trained { head_parameters(spec) } else { 0 };
     // A chunk's logits, the part of their gradients that a product packs at a time, hidden states and their gradients.
     let chunk = |tokens: u64| {
         let vocabulary = spec.vocab_size as u64;
         tokens.min(input.head_rows) * 4 * (vocabulary + vocabulary.min(PACKED_LOGITS) + 2 * hidden)
+    };
+    let head = if head_trained {
+        chunk(input.head_tokens) + head_parameters(spec) * 4
+    } else {
+        // A block's logits and their packed form; of each token the hidden state, gathered and packed, and the sum it becomes.
+        let block = HEAD_BLOCK.min(spec.vocab_size as u64);
+        input.head_tokens.min(HEAD_TOKENS) * (block * (4 + size) + hidden * (4 + 2 * size))
     };
     MemoryPlan {
         weights,
@@ -317,7 +327,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
         kept,
         layer,
         holes,
-        head: 3 * hidden * size * tokens + chunk(input.head_tokens) + head_gradient * 4,
+        head: 3 * hidden * size * tokens + head,
         eval: match input.eval_tokens {
             0 => 0,
             tokens => (without_tape * tokens).max(3 * hidden * size * tokens + chunk(tokens)),

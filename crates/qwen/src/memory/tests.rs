@@ -142,7 +142,9 @@ fn memory_adds_up() {
     assert_eq!(kept.trained + kept.gradients, lora.numbers(&model.inventory) * 16);
     // The head's logits are more than a block's activations here.
     assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 4 * (151936 + 8192 + 2 * 1024));
-    let step = again.gradients + again.kept + again.holes + again.head;
+    // What a layer run again holds is more than the head's blocks.
+    assert!(again.layer > again.holes + again.head && kept.layer < kept.holes + kept.head);
+    let step = again.gradients + again.kept + again.layer;
     assert_eq!(again.total(), again.weights + again.trained + step);
 }
 
@@ -193,14 +195,19 @@ fn what_is_trained_decides_what_is_kept() {
     };
     let all = plan_of(&model, &model.learned, 28).kept;
     let attention = plan_of(&model, &of(&|module| module.contains("self_attn")), 28).kept;
-    // Inputs of gate and up, of down, and three middles.
-    assert_eq!(all - attention, 2048 * 28 * (2 * (1024 + 3072) + 4 * 3 * 16));
+    // Three middles: inputs are formed again, whatever learns.
+    assert_eq!(all - attention, 2048 * 28 * 4 * 3 * 16);
     let upper = plan_of(&model, &of(&|module| module.starts_with("layers.27.")), 28).kept;
     assert_eq!(upper, all / 28, "nothing is kept below the lowest adapter");
     let base = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
     let full = plan_of(&model, &base, 28);
     assert_eq!((full.weights, full.trained), (0, parameters(&model.inventory) * 12));
-    assert_eq!(full.head - plan_of(&model, &model.learned, 28).head, head_parameters(&model.spec) * 4);
+    let hidden_states = 3 * 1024 * 2 * 2048;
+    let chunk = 512 * 4 * (151936 + 8192 + 2 * 1024);
+    assert_eq!(full.head, hidden_states + chunk + head_parameters(&model.spec) * 4);
+    // A frozen head's logits exist for one block of it.
+    let block = 1024 * (4096 * (4 + 2) + 1024 * (4 + 2 * 2));
+    assert_eq!(plan_of(&model, &model.learned, 28).head, hidden_states + block);
     assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, 0);
 }
 
