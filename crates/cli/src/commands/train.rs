@@ -15,7 +15,7 @@ use qwen_tune_weights::atomic::AtomicDir;
 use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, resume, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
-use crate::plan::{Plan, Prepared, prepare};
+use crate::plan::{Plan, Prepared, bind_adapter, prepare};
 use crate::recipe::Purpose;
 use crate::terminal::{JsonLines, Printer, Progress, count};
 
@@ -44,9 +44,8 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     tell(&plan, printer);
     run_dir::begin(&plan, &doc, made_from.base.as_ref())?;
 
-    let (decoder, parameters) =
-        Decoder::load(&plan.model, &plan.trained.training, &plan.device.device, plan.device.dtype)
-            .map_err(|e| failed("load", &e))?;
+    let (decoder, parameters) = Decoder::load(&plan.model, &plan.trained.training, &plan.device.device, plan.storage())
+        .map_err(|e| failed("load", &e))?;
     let mut run = ready(&plan, &decoder, parameters, made_from, resumed.as_ref(), stop)?;
     let mut sink = listeners(&plan, resumed.as_ref(), printer)?;
     let outcome = run.execute(&mut sink).map_err(|e| failure::told(&e, &plan))?;
@@ -66,6 +65,13 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     // Exports are streams, and what is read back is a model of its own: there is room for one.
     drop(run);
     drop(decoder);
+    let witness = match (witness, &adapter) {
+        (Some(witness), Some(adapter)) if plan.recipe.model.quantize.is_quantised() => {
+            let quantised = plan.recipe.model.quantize.name();
+            Some(witness.of_stored_base(&plan.model, bind_adapter(adapter, &plan.model)?, quantised)?)
+        }
+        (witness, _) => witness,
+    };
     let full = if adapter.is_none() { Some(export::full_tensors(&plan.directory)?.1) } else { None };
     let layout = match &plan.trained.artefact {
         Artefact::Adapter { layout, .. } => *layout,

@@ -14,7 +14,7 @@ mod worst;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Audit, AuditLimits, BatchPlan, DataError, Dataset, Packing, StepSize};
-use qwen_tune_model::ComputeDtype;
+use qwen_tune_model::{ComputeDtype, Storage};
 use qwen_tune_qwen::{Auto, ModelDir};
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{Artefact, EvalSet, Recompute};
@@ -109,6 +109,12 @@ impl Plan {
     #[must_use]
     pub fn batches(&self) -> BatchPlan {
         batches(&self.recipe, self.step_size, self.micro_batch)
+    }
+
+    /// How the run holds its model.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        self.device.storage(self.recipe.model.quantize)
     }
 
     /// Goes on with the micro-batch that a run began with, unless the recipe names one: what is free now may be other

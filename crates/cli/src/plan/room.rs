@@ -1,7 +1,7 @@
 //! How much fits: the micro-batch, and how many blocks run again, from the memory that is there.
 
 use qwen_tune_data::{Dataset, StepSize};
-use qwen_tune_model::{Training, weight_dtype};
+use qwen_tune_model::Training;
 use qwen_tune_qwen::memory::{self, FlopInput, Flops, Kept, Learned, MemoryInput, MemoryPlan};
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_train::device::OpenDevice;
@@ -115,10 +115,8 @@ impl Load<'_> {
 
     fn frozen_bytes(&self) -> u64 {
         let (model, learned) = (self.model, self.learned());
-        let bytes = |tensor: &TensorSpec| {
-            let OpenDevice { device, dtype, .. } = self.device;
-            tensor.elements() * weight_dtype(model, tensor, device, *dtype).size() as u64
-        };
+        let storage = self.device.storage(self.recipe.model.quantize);
+        let bytes = |tensor: &TensorSpec| storage.bytes_of(model, tensor, &self.device.device);
         model.inventory.iter().filter(|tensor| !learned.is_base(tensor)).map(bytes).sum()
     }
 

@@ -4,6 +4,7 @@
 //! Packing converts: to bf16 pairs or to f32, whichever the tiles multiply. A pair that the inner dimension does not fill
 //! and lines that the panel lacks are zeros.
 
+mod blocks;
 mod source;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
@@ -85,6 +86,7 @@ impl<'a> Lines<'a> {
                 self.pack_from(&Rounded { values, scale: self.scale }, panels, widths);
             }
             (Elements::Bf16(values), Precision::Bf16) => self.pack_from(&Pairs(values), panels, widths),
+            (Elements::Blocks(packed, first), _) => self.pack_blocks(packed, first, panels, widths, precision),
         }
     }
 
