@@ -27,6 +27,12 @@ impl OpenDevice {
         self.dtype == DType::BF16
     }
 
+    /// Whether products take weights in blocks, as GGUF files hold them, where they lie.
+    #[must_use]
+    pub fn decodes_blocks(&self) -> bool {
+        qwen_tune_kernels::decodes_blocks(&self.device)
+    }
+
     /// How a model is held here.
     #[must_use]
     pub fn storage(&self, quantize: Quantize) -> Storage {

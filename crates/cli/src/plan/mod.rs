@@ -191,7 +191,7 @@ impl Plan {
             .map_err(|e| Diagnostics::from(data_fault(&e)))?;
         let layout =
             Layout { step: length.step_size, steps: length.total_steps, packing, max_length: recipe.tokens.max_length };
-        let room = Load {
+        let load = Load {
             recipe,
             model: &model,
             trained: &trained,
@@ -199,8 +199,11 @@ impl Plan {
             layout,
             lengths: &lengths,
             eval: held.as_ref().zip(held_lengths.as_ref()),
+        };
+        let room = load.decide(doc);
+        if let Some(reason) = load.quantize_reason() {
+            choose("model.quantize", recipe.model.quantize.name().into(), &reason);
         }
-        .decide(doc);
         if purpose != Purpose::Check {
             faults.extend(room.verdict);
         }
