@@ -16,12 +16,15 @@
 //! Where a CPU form takes bf16 tensors, arithmetic is f32 and each result is rounded once; statistics kept for backward and
 //! gradients of f32 weights stay f32.
 //!
+//! Weights of products are tensors or, frozen, blocks of few bits ([`Blocks`]).
+//!
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
 mod adamw;
 mod add;
 mod attention;
+mod blocks;
 mod causal_conv;
 #[cfg(feature = "cpu")]
 mod cpu;
@@ -70,6 +73,7 @@ pub mod reference {
 pub use adamw::{AdamW, Trained, adamw, global_norm};
 pub use add::add;
 pub use attention::attention;
+pub use blocks::{Blocks, Int8, Nf4, Packed, Weight};
 pub use causal_conv::{causal_conv, causal_conv_step};
 #[cfg(feature = "cpu")]
 pub use cpu::product::{Instructions, instructions};
@@ -102,6 +106,14 @@ pub fn takes_bf16_weights(device: &burn::tensor::Device) -> bool {
         let _ = device;
         false
     }
+}
+
+/// Whether products of this device decode weights in blocks on their way; elsewhere each use decodes a weight whole, on the
+/// host.
+#[must_use]
+pub fn decodes_blocks(device: &burn::tensor::Device) -> bool {
+    // As of bf16: what is packed for the tiles may come from anything.
+    takes_bf16_weights(device)
 }
 
 /// Runs `f` on a thread of the pool that the CPU forms share their work among, or where it is on such a thread already,

@@ -5,9 +5,36 @@ use qwen_tune_kernels::takes_bf16_weights;
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::{Dtype, MappedBytes, WeightError};
 
+use crate::config::Quantize;
+use crate::packed::packed_bytes;
+
+/// How a model holds what is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// Number format of products, and of weights that are not in blocks.
+    pub dtype: DType,
+    /// What linear layers are quantised to.
+    pub quantize: Quantize,
+}
+
+impl From<DType> for Storage {
+    fn from(dtype: DType) -> Self {
+        Self { dtype, quantize: Quantize::None }
+    }
+}
+
+impl Storage {
+    /// Bytes of a frozen tensor on the device.
+    #[must_use]
+    pub fn bytes_of(self, model: &ModelDir, tensor: &TensorSpec, device: &Device) -> u64 {
+        let is_matrix = tensor.shape.len() > 1;
+        let blocks = if is_matrix { packed_bytes(model, tensor, self.quantize, device) } else { None };
+        blocks.unwrap_or_else(|| tensor.elements() * weight_dtype(model, tensor, device, self.dtype).size() as u64)
+    }
+}
+
 /// The format in which a frozen weight of products is held by a model of `dtype`: its own where that is exact and smaller.
-#[must_use]
-pub fn weight_dtype(model: &ModelDir, tensor: &TensorSpec, device: &Device, dtype: DType) -> DType {
+pub(crate) fn weight_dtype(model: &ModelDir, tensor: &TensorSpec, device: &Device, dtype: DType) -> DType {
     let widened = dtype == DType::F32 && model.is_bf16(tensor) && takes_bf16_weights(device);
     if widened { DType::BF16 } else { dtype }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Tensor, TensorData};
 use qwen_tune_data::Batch;
 use qwen_tune_kernels::{self as kernels, HostCopy};
-use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing, Weight};
+use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing};
 
 use crate::balance::{Auxiliary, Balance};
 use crate::objective::Objective;
@@ -113,7 +113,7 @@ pub fn accumulate(
 ) -> Passed {
     let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
     let context = decoder.context(&sequences, &batch.positions);
-    let trains_embedding = matches!(decoder.embedding(), Weight::Trained { .. });
+    let trains_embedding = decoder.embedding().is_trained();
 
     // Embedding. Its gradient needs no tape through the blocks, only dx of the lowest one.
     let embedding_pass = Pass::taped(parameters, None);
@@ -154,7 +154,7 @@ pub fn accumulate(
     let leaf = input_leaf(x, true);
     let h = decoder.finish(leaf.clone(), &pass);
     let head_pass = Pass::taped(parameters, None);
-    let head = head_pass.get(decoder.head());
+    let head = head_pass.matrix(decoder.head());
     let (loss, weights) = match objective.fixed_weights(batch) {
         Some(weights) => (None, weights),
         None => {
@@ -172,9 +172,9 @@ pub fn accumulate(
         let logp = host(out.logp);
         -logp.iter().zip(&weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>()
     });
-    if let (Some(dhead), Weight::Trained { slot, .. }) = (out.dhead, decoder.head()) {
+    if let (Some(dhead), Some(slot)) = (out.dhead, decoder.head().slot()) {
         let elements = dhead.shape().num_elements();
-        gradients.add(*slot, dhead.reshape([elements]));
+        gradients.add(slot, dhead.reshape([elements]));
     }
     let mut tape = kernels::seed(h, out.dh).backward();
     let mut upstream = leaf.grad_remove(&mut tape).expect("invariant: the final norm depends on its input");
@@ -240,7 +240,7 @@ pub fn accumulate_whole_tape(
     let context: Context = decoder.context(&sequences, &batch.positions);
     let pass = Pass::taped(parameters, staging.dropout).observed();
     let hidden = decoder.hidden(&batch.ids, &context, &pass);
-    let logp = kernels::token_logp(hidden, pass.get(decoder.head()), &batch.targets);
+    let logp = kernels::token_logp(hidden, pass.matrix(decoder.head()), &batch.targets);
     let loss = objective.loss(logp, batch);
     let mut total = loss.clone().mul_scalar(share);
     if staging.balance > 0.0

@@ -1,7 +1,7 @@
 //! From the recipe's `device` and `dtype` to a Burn device: the only file that knows which backends are compiled in.
 
 use burn::tensor::{DType, Device};
-use qwen_tune_model::ComputeDtype;
+use qwen_tune_model::{ComputeDtype, Quantize, Storage};
 
 /// A device that is there.
 #[derive(Debug, Clone)]
@@ -25,6 +25,18 @@ impl OpenDevice {
     #[must_use]
     pub fn is_in_bf16(&self) -> bool {
         self.dtype == DType::BF16
+    }
+
+    /// Whether products take weights in blocks, as GGUF files hold them, where they lie.
+    #[must_use]
+    pub fn decodes_blocks(&self) -> bool {
+        qwen_tune_kernels::decodes_blocks(&self.device)
+    }
+
+    /// How a model is held here.
+    #[must_use]
+    pub fn storage(&self, quantize: Quantize) -> Storage {
+        Storage { dtype: self.dtype, quantize }
     }
 
     /// Whether [`qwen_tune_kernels::adamw`] has a form of its own here, which takes no memory.

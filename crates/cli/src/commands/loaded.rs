@@ -35,8 +35,8 @@ pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> 
             Training::Lora(LoraPlan { modules: bind_adapter(&adapter, &model)?, dropout: 0.0, seed: 0 })
         }
     };
-    let (decoder, parameters) =
-        Decoder::load(&model, &training, &device.device, device.dtype).map_err(|e| failed("load", &e))?;
+    let (decoder, parameters) = Decoder::load(&model, &training, &device.device, device.storage(recipe.model.quantize))
+        .map_err(|e| failed("load", &e))?;
     Ok(LoadedModel { model, encoder, decoder, parameters })
 }
 

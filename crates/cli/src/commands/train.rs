@@ -15,7 +15,7 @@ use qwen_tune_weights::atomic::AtomicDir;
 use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, rehearsal, resume, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
-use crate::plan::{Plan, Prepared, prepare};
+use crate::plan::{Plan, Prepared, bind_adapter, prepare};
 use crate::recipe::Purpose;
 use crate::terminal::{JsonLines, Printer, Progress, count};
 
@@ -64,6 +64,13 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     // Exports are streams, and what is read back is a model of its own: there is room for one.
     drop(run);
     drop(decoder);
+    let witness = match (witness, &adapter) {
+        (Some(witness), Some(adapter)) if plan.recipe.model.quantize.is_quantised() => {
+            let quantised = plan.recipe.model.quantize.name();
+            Some(witness.of_stored_base(&plan.model, bind_adapter(adapter, &plan.model)?, quantised)?)
+        }
+        (witness, _) => witness,
+    };
     let full = if adapter.is_none() { Some(export::full_tensors(&plan.directory)?.1) } else { None };
     let layout = match &plan.trained.artefact {
         Artefact::Adapter { layout, .. } => *layout,

@@ -14,7 +14,7 @@ mod worst;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Audit, AuditLimits, BatchPlan, DataError, Dataset, Packing, StepSize};
-use qwen_tune_model::ComputeDtype;
+use qwen_tune_model::{ComputeDtype, Storage};
 use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{Auto, ModelDir};
 use qwen_tune_train::device::OpenDevice;
@@ -147,6 +147,12 @@ impl Plan {
         self.worst.largest(self.micro_batch, self.worst.layout.max_length)
     }
 
+    /// How the run holds its model.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        self.device.storage(self.recipe.model.quantize)
+    }
+
     /// Goes on with the micro-batch that a run began with, unless the recipe names one: what is free now may be other
     /// than it was then, and sums in another order round otherwise.
     pub fn keep_micro_batch(&mut self, began_with: usize) {
@@ -225,6 +231,9 @@ impl Plan {
         let load =
             Load { recipe, model: &model, trained: &trained, device: &device, worst: &worst, held: held.as_ref() };
         let room = load.decide(doc);
+        if let Some(reason) = load.quantize_reason() {
+            choose("model.quantize", recipe.model.quantize.name().into(), &reason);
+        }
         if purpose != Purpose::Check {
             faults.extend(room.verdict);
         }

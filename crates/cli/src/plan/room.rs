@@ -1,7 +1,7 @@
 //! How much fits: the micro-batch, and how many blocks run again, from the memory that is there.
 
 use qwen_tune_data::{Dataset, StepSize};
-use qwen_tune_model::{Training, weight_dtype};
+use qwen_tune_model::{Storage, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::memory::{
     self, Extent, FlopInput, Flops, Kept, Learned, MemoryInput, MemoryPlan, Offload, WeightBytes,
@@ -124,10 +124,34 @@ impl Load<'_> {
     }
 
     fn frozen_bytes(&self) -> WeightBytes {
-        let OpenDevice { device, dtype, .. } = self.device;
+        self.bytes_in(self.device.storage(self.recipe.model.quantize))
+    }
+
+    /// Bytes of the frozen weights, held in some way.
+    fn bytes_in(&self, storage: Storage) -> WeightBytes {
         WeightBytes::of(&self.model.inventory, &self.learned(), |tensor| {
-            tensor.elements() * weight_dtype(self.model, tensor, device, *dtype).size() as u64
+            storage.bytes_of(self.model, tensor, &self.device.device)
         })
+    }
+
+    /// What holding the weights in blocks saves, where they are.
+    pub(super) fn quantize_reason(&self) -> Option<String> {
+        let held = self.frozen_bytes().total();
+        let mut types: Vec<String> = Vec::new();
+        for blocks in self.model.inventory.iter().filter_map(|tensor| self.model.blocks(tensor)) {
+            let name = blocks.ty().name().to_lowercase();
+            if !types.contains(&name) {
+                types.push(name);
+            }
+        }
+        if self.recipe.model.quantize.is_quantised() {
+            let whole = self.bytes_in(self.device.dtype.into()).total();
+            Some(format!("as the recipe says: {} of frozen weights instead of {}", bytes(held), bytes(whole)))
+        } else if !types.is_empty() && self.device.decodes_blocks() {
+            Some(format!("the file's own blocks are trained in place, {}: {}", types.join(", "), bytes(held)))
+        } else {
+            None
+        }
     }
 
     fn total(&self, way: Way, max_length: usize) -> u64 {

@@ -167,7 +167,8 @@ fn witness(
         (None, None) => Training::Nothing,
     };
     let (decoder, mut parameters) =
-        Decoder::load(model, &training, &device.device, device.dtype).map_err(|e| failed("load", &e))?;
+        Decoder::load(model, &training, &device.device, device.storage(recipe.model.quantize))
+            .map_err(|e| failed("load", &e))?;
     if let Some(full) = full {
         for parameter in parameters.iter_mut() {
             let values = full.read_f32(&parameter.name).map_err(|e| failed("load", &e))?;
@@ -176,7 +177,12 @@ fn witness(
     }
     let rows = rows(recipe, doc, opened);
     let rows = rows.as_ref().map(|(data, what)| (data, *what));
-    Witness::of(&decoder, &parameters, adapter.is_some(), encoder, rows, device)
+    let witness = Witness::of(&decoder, &parameters, adapter.is_some(), encoder, rows, device)?;
+    drop((decoder, parameters));
+    match adapter.filter(|_| recipe.model.quantize.is_quantised()) {
+        Some(adapter) => witness.of_stored_base(model, bind_adapter(adapter, model)?, recipe.model.quantize.name()),
+        None => Ok(witness),
+    }
 }
 
 /// The rows of a run to compare on, if they are still where they were: held out where there are such.
