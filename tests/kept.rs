@@ -154,7 +154,7 @@ fn weights_in_blocks_take_the_bytes_of_their_blocks() {
     let matrices = model.inventory.iter().filter(|tensor| matches!(tensor.role, Role::Linear(_)));
     let numbers: u64 = matrices.map(TensorSpec::elements).sum();
     for (quantize, bits) in [(Quantize::Nf4, 4.15), (Quantize::Int8, 8.1), (Quantize::Q4_0, 4.5)] {
-        let (held, planned) = loaded(&model, Storage { dtype: DType::F32, quantize });
+        let (held, planned) = loaded(&model, Storage { quantize, ..DType::F32.into() });
         let what = format!("{}: {held} bytes held, {planned} planned of {numbers} numbers", quantize.name());
         assert!(planned as f64 * 8.0 <= bits * numbers as f64, "{what}");
         // Norms are few; scales of small tensors lie below what is counted.

@@ -73,7 +73,7 @@ pub mod reference {
 pub use adamw::{AdamW, Trained, adamw, global_norm};
 pub use add::add;
 pub use attention::attention;
-pub use blocks::{Blocks, Int8, Nf4, Packed, Weight};
+pub use blocks::{Blocks, HostNumbers, Int8, Nf4, Packed, Weight};
 pub use causal_conv::{causal_conv, causal_conv_step};
 #[cfg(feature = "cpu")]
 pub use cpu::product::{Instructions, instructions};

@@ -3,13 +3,14 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_kernels::Blocks;
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
-use crate::frozen::{Storage, frozen, weight_dtype};
+use crate::frozen::{Storage, frozen, host_numbers, waits, weight_dtype};
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
 use crate::packed::packed;
@@ -167,6 +168,10 @@ impl<'a> Builder<'a> {
         let packed = if self.trains(&full) { None } else { packed(model, stored, storage.quantize, device)? };
         match packed {
             Some(packed) => Ok(Matrix::Packed(Blocks::new(packed, shape))),
+            None if !self.trains(&full) && waits(model, stored, storage.offload) => {
+                let dtype = weight_dtype(model, stored, device, storage.dtype);
+                Ok(Matrix::Packed(Blocks::new(Arc::new(host_numbers(model, stored, dtype)?), shape)))
+            }
             None => Ok(Matrix::Dense(self.tensor(name, shape, true)?)),
         }
     }

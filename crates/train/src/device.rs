@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device};
 use qwen_tune_model::{ComputeDtype, Quantize, Storage};
+use qwen_tune_qwen::memory::Offload;
 
 /// A device that is there.
 #[derive(Debug, Clone)]
@@ -35,8 +36,9 @@ impl OpenDevice {
 
     /// How a model is held here.
     #[must_use]
-    pub fn storage(&self, quantize: Quantize) -> Storage {
-        Storage { dtype: self.dtype, quantize }
+    pub fn storage(&self, quantize: Quantize, offload: Offload) -> Storage {
+        // Where the two memories are one, nothing waits elsewhere.
+        Storage { dtype: self.dtype, quantize, offload: if self.on_host { Offload::None } else { offload } }
     }
 
     /// Whether [`qwen_tune_kernels::adamw`] has a form of its own here, which takes no memory.

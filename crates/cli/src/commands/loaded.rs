@@ -35,8 +35,13 @@ pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> 
             Training::Lora(LoraPlan { modules: bind_adapter(&adapter, &model)?, dropout: 0.0, seed: 0 })
         }
     };
-    let (decoder, parameters) = Decoder::load(&model, &training, &device.device, device.storage(recipe.model.quantize))
-        .map_err(|e| failed("load", &e))?;
+    let (decoder, parameters) = Decoder::load(
+        &model,
+        &training,
+        &device.device,
+        device.storage(recipe.model.quantize, recipe.run.offload.value().unwrap_or_default()),
+    )
+    .map_err(|e| failed("load", &e))?;
     Ok(LoadedModel { model, encoder, decoder, parameters })
 }
 

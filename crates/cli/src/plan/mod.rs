@@ -150,7 +150,7 @@ impl Plan {
     /// How the run holds its model.
     #[must_use]
     pub fn storage(&self) -> Storage {
-        self.device.storage(self.recipe.model.quantize)
+        self.device.storage(self.recipe.model.quantize, self.offload)
     }
 
     /// Goes on with the micro-batch that a run began with, unless the recipe names one: what is free now may be other
@@ -241,8 +241,8 @@ impl Plan {
             faults.push(
                 Diagnostic::warning("offload-on-host", format!("`{}` computes in host memory itself", device.name))
                     .at(doc.span_of("run.offload"))
-                    .label("moves nothing out of it, and costs copies")
-                    .hint("leave `offload` out; `recompute = \"all\"` and a smaller `micro_batch` need less"),
+                    .label("is left out: there is no other memory to move things to")
+                    .hint("`recompute = \"all\"` and a smaller `micro_batch` need less"),
             );
         }
         let faults = faults.stop_on_errors()?;

@@ -54,7 +54,7 @@ impl Plan {
             model: &self.model,
             training: &self.trained.training,
             device: &self.device.device,
-            storage: self.device.storage(self.recipe.model.quantize),
+            storage: self.storage(),
             objective: objective.as_ref(),
             batch,
             dropout: self.trained.dropout,

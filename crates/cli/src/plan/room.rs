@@ -119,12 +119,12 @@ impl Load<'_> {
             head_rows: head_rows(spec.vocab_size) as u64,
             eval_tokens: largest.eval.iter().sum::<usize>() as u64,
             update_in_place: self.device.updates_in_place(),
-            offload: if self.device.on_host { Offload::None } else { way.offload },
+            offload: way.offload,
         })
     }
 
     fn frozen_bytes(&self) -> WeightBytes {
-        self.bytes_in(self.device.storage(self.recipe.model.quantize))
+        self.bytes_in(self.device.storage(self.recipe.model.quantize, Offload::None))
     }
 
     /// Bytes of the frozen weights, held in some way.
@@ -186,9 +186,9 @@ impl Load<'_> {
             None => (0..=layers).collect(),
         };
         let places = match self.recipe.run.offload.value() {
-            Some(offload) => vec![offload],
             // Host memory is the device's own: nothing is gained by moving things about in it.
-            None if self.device.on_host => vec![Offload::None],
+            _ if self.device.on_host => vec![Offload::None],
+            Some(offload) => vec![offload],
             None => Offload::ALL.to_vec(),
         };
         let (first, last) = (blocks[0], batches[batches.len() - 1]);

@@ -166,9 +166,13 @@ fn witness(
         (None, Some(full)) => Training::Full(full.tensors().iter().map(|info| info.name.clone()).collect()),
         (None, None) => Training::Nothing,
     };
-    let (decoder, mut parameters) =
-        Decoder::load(model, &training, &device.device, device.storage(recipe.model.quantize))
-            .map_err(|e| failed("load", &e))?;
+    let (decoder, mut parameters) = Decoder::load(
+        model,
+        &training,
+        &device.device,
+        device.storage(recipe.model.quantize, recipe.run.offload.value().unwrap_or_default()),
+    )
+    .map_err(|e| failed("load", &e))?;
     if let Some(full) = full {
         for parameter in parameters.iter_mut() {
             let values = full.read_f32(&parameter.name).map_err(|e| failed("load", &e))?;
