@@ -60,12 +60,23 @@ pub(super) fn head_loss(
     let h = Operand::of_float(h)?;
     Some(by_element!(h.dtype(), E => {
         let pass = Pass::<E>::new(h.contiguous(), head, targets);
-        if wants_head { loss(&pass, weights) } else { online::loss(&pass, weights) }
+        let (logp, dh, dhead) = if wants_head {
+            loss(&pass, weights)
+        } else {
+            let (logp, dh) = online::loss(&pass, weights);
+            (logp, dh, None)
+        };
+        let tokens = [logp.len()];
+        HeadLoss {
+            logp: Tensor::from_primitive::<Flex>(from_vec(logp, tokens)),
+            dh: Tensor::from_primitive::<Flex>(dh),
+            dhead: dhead.map(Tensor::from_primitive::<Flex>),
+        }
     }))
 }
 
 /// With the head's gradient, for which a chunk's logits are all there.
-fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> HeadLoss {
+fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> (Vec<f32>, FlexTensor, Option<FlexTensor>) {
     let vocabulary = pass.vocabulary();
     let tokens = pass.h.layout().shape()[0];
     let mut logp = vec![0.0; tokens];
@@ -87,11 +98,7 @@ fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> HeadLoss {
         sums.add(pass, &chunk);
     });
     let (dh, dhead) = sums.into_tensors(pass);
-    HeadLoss {
-        logp: Tensor::from_primitive::<Flex>(from_vec(logp, [tokens])),
-        dh: Tensor::from_primitive::<Flex>(dh.expect("invariant: asked for")),
-        dhead: dhead.map(Tensor::from_primitive::<Flex>),
-    }
+    (logp, dh.expect("invariant: asked for"), dhead)
 }
 
 /// The tokens with a target, and the two matrices.
@@ -210,12 +217,16 @@ struct Saved<E> {
 impl<E: Element + Number> Backward<Flex, 2> for Step<E> {
     type State = Saved<E>;
 
-    /// `dlogits = g·(onehot - softmax)`, from logits formed again.
+    /// `dlogits = g·(onehot - softmax)`, from logits formed again; under a frozen head the loss `-Σ w·logp` has the gradient for `w = -g`.
     fn backward(self, ops: Ops<Saved<E>, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = contiguous(grads.consume::<Flex>(&ops.node));
         let (upstream, Saved { pass, lse }) = (slice(&upstream), &ops.state);
         let vocabulary = pass.vocabulary();
         let [h_node, head_node] = ops.parents;
+        if let (Some(node), None) = (&h_node, &head_node) {
+            let weights: Vec<f32> = upstream.iter().map(|upstream| -upstream).collect();
+            return grads.register::<Flex>(node.id, online::loss(pass, &weights).1);
+        }
         let mut sums = GradientSums::new(pass, h_node.is_some(), head_node.is_some());
         pass.for_chunks(|chunk| {
             let rows = chunk.rows.par_iter().zip(chunk.targets).zip(&lse[chunk.first..]);

@@ -5,21 +5,18 @@
 //! rescaled when the maximum grows (Dao et al., 2022, FlashAttention). No logit outlives its block, and a block of the head is
 //! read a second time while it is in the cache.
 
-use burn::Tensor;
-use burn::backend::Flex;
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::HeadLoss;
 use super::flex::Pass;
 use crate::cpu::element::Element;
-use crate::cpu::operand::from_vec;
 use crate::cpu::product::{Left, Matrix, Number, Precision, Term, Threads, new_sum_of_products, product};
 use crate::cpu::vector;
 
 /// Rows of the head in a block: with a hidden size of 1,024 in bf16, 8 MB.
 const BLOCK: usize = 4096;
 /// Tokens that go along the blocks together, at most.
-const TOKENS: usize = 1024;
+const TOKENS: usize = 512;
 
 /// What a token knows of the blocks so far.
 #[derive(Clone, Copy)]
@@ -31,8 +28,8 @@ struct Seen {
     score: f32,
 }
 
-/// As [`super::head_loss`] without a gradient of the head.
-pub(super) fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> HeadLoss {
+/// Log-probabilities of the targets, and the gradient of `-Σ weights·logp` with respect to `h`.
+pub(super) fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> (Vec<f32>, FlexTensor) {
     let (size, h) = (pass.size(), E::slice(&pass.h));
     let tokens = pass.h.layout().shape()[0];
     let (mut logp, mut dh) = (vec![0.0; tokens], vec![E::default(); h.len()]);
@@ -50,11 +47,7 @@ pub(super) fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> Head
             E::write(&mut dh[row * size..][..size], &mut wide, |dh| dh.copy_from_slice(sum));
         }
     }
-    HeadLoss {
-        logp: Tensor::from_primitive::<Flex>(from_vec(logp, [tokens])),
-        dh: Tensor::from_primitive::<Flex>(E::tensor(dh, [tokens, size])),
-        dhead: None,
-    }
+    (logp, E::tensor(dh, [tokens, size]))
 }
 
 /// For each token what it has seen of all blocks, and `Σ exp(logit - max)·row` over all rows of the head but its target's, `[C, D]`.

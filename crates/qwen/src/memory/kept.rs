@@ -143,8 +143,6 @@ fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> Numbe
 pub(super) struct Passing {
     /// In a forward that keeps nothing.
     pub(super) without_tape: u64,
-    /// In one that does.
-    pub(super) forward: u64,
     /// In the backward, which gives back what was kept as it goes.
     pub(super) backward: u64,
     /// The largest of the tensors.
@@ -165,7 +163,7 @@ pub(super) fn passing(
     };
     let ffn = match &layer.ffn {
         FfnSpec::Dense { inner, .. } => mlp_passing(*inner as u64),
-        FfnSpec::Sparse(sparse) => experts_passing(hidden, sparse, &learns),
+        FfnSpec::Sparse(sparse) => experts_passing(hidden, sparse),
     };
     let largest = match (&layer.mixer, &layer.ffn) {
         (_, FfnSpec::Sparse(sparse)) => sparse.active * (2 * sparse.inner).max(hidden as usize),
@@ -178,55 +176,44 @@ pub(super) fn passing(
     Passing {
         // The residual and its normed form; the output.
         without_tape: 2 * hidden + mixer[0].max(ffn[0]),
-        forward: hidden + mixer[1].max(ffn[1]),
         // The gradients of both sides of the residual. What the feed-forward part kept is gone when the mixer's turn comes.
         largest: largest as u64 * activation_bytes,
-        backward: 2 * hidden + ffn[2].max(mixer[2].saturating_sub(of_ffn)),
+        backward: 2 * hidden + ffn[1].max(mixer[1].saturating_sub(of_ffn)),
     }
 }
 
-/// Numbers in the three cases of [`Passing`]: those of the heads before and after rotation; a packed operand; the output's
+/// Numbers in the two cases of [`Passing`]: those of the heads before and after rotation; the output's
 /// gradient and the heads' own, before the parts of several tasks are added and after, beside the heads formed again.
-fn attention_passing(hidden: u64, spec: &AttentionSpec) -> [Numbers; 3] {
+fn attention_passing(hidden: u64, spec: &AttentionSpec) -> [Numbers; 2] {
     let (queries, joined) = ((spec.heads * spec.head_dim) as u64, spec.query_rows() as u64);
     let all = queries + 2 * (spec.kv_heads * spec.head_dim) as u64;
     // Queries and gate of one projection are cut apart, and their gradients put together again.
     let cut = if spec.output_gate { joined } else { 0 };
     let again = if spec.qk_norm.is_some() { ((spec.heads + spec.kv_heads) * spec.head_dim) as u64 } else { 0 };
-    [
-        Numbers::activations(hidden + joined + all),
-        Numbers::activations(hidden.max(queries) + cut),
-        Numbers { activations: queries + all + cut + again, wide: all },
-    ]
+    [Numbers::activations(hidden + joined + all), Numbers { activations: queries + all + cut + again, wide: all }]
 }
 
 /// As [`attention_passing`]: before and after the convolution, the output and its gate; the gradients of queries, keys and
 /// values, each in a tensor of all channels before they are added, and those of the convolution's sums.
-fn delta_passing(hidden: u64, spec: &GatedDeltaSpec) -> [Numbers; 3] {
+fn delta_passing(hidden: u64, spec: &GatedDeltaSpec) -> [Numbers; 2] {
     let (channels, values) = (spec.convolved() as u64, spec.values() as u64);
     [
         Numbers::activations(hidden + 2 * channels + 2 * values),
-        Numbers::activations(hidden.max(values) + channels + values),
         Numbers { activations: 2 * values + 3 * channels, wide: channels },
     ]
 }
 
-/// As [`attention_passing`]: gate, up and activation; the activation and its packed form; its gradient and those of gate and up.
-fn mlp_passing(inner: u64) -> [Numbers; 3] {
-    [3 * inner, 2 * inner, 3 * inner].map(Numbers::activations)
+/// As [`attention_passing`]: gate, up and activation; its gradient and those of gate and up.
+fn mlp_passing(inner: u64) -> [Numbers; 2] {
+    [3 * inner; 2].map(Numbers::activations)
 }
 
 /// As [`attention_passing`], on the rows of all experts. Their products pack a few rows at a time; of the gradients, those
 /// of the outputs come while the outputs are there, the others when they are gone.
-fn experts_passing(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> [Numbers; 3] {
+fn experts_passing(hidden: u64, spec: &SparseSpec) -> [Numbers; 2] {
     let active = spec.active as u64;
     let [outer, inner] = [hidden, spec.inner as u64].map(|size| active * size);
-    let unkept_outer = if learns.any("experts", &["gate_up_proj"]) { 0 } else { outer };
-    let experts = [
-        (outer + 2 * inner).max(3 * inner),
-        unkept_outer.max(inner),
-        outer.max(inner).max((3 * inner).saturating_sub(outer)),
-    ];
-    let shared = spec.shared.map_or([Numbers::default(); 3], |inner| mlp_passing(inner as u64));
+    let experts = [(outer + 2 * inner).max(3 * inner), outer.max(inner).max((3 * inner).saturating_sub(outer))];
+    let shared = spec.shared.map_or([Numbers::default(); 2], |inner| mlp_passing(inner as u64));
     std::array::from_fn(|stage| Numbers::activations(experts[stage].max(hidden + shared[stage].activations)))
 }

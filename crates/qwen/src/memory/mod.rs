@@ -132,7 +132,7 @@ const PACKED_LOGITS: u64 = 8192;
 
 /// Rows of a frozen head whose logits exist at a time while a loss is formed, and tokens they exist for.
 const HEAD_BLOCK: u64 = 4096;
-const HEAD_TOKENS: u64 = 1024;
+const HEAD_TOKENS: u64 = 512;
 
 /// Tokens that run in one forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -242,8 +242,8 @@ pub struct MemoryPlan {
     pub kept: u64,
     /// What the backward of one layer takes, with its activations where it is run again.
     pub layer: u64,
-    /// What the forward of one layer took beside what it kept. It lies between what others kept, where the head's chunk
-    /// finds no room.
+    /// What the forward of a layer that is run again took. It lies between residuals, where the head finds no room; a layer that
+    /// is kept gives its largest pieces back last, and the head takes them.
     pub holes: u64,
     /// Logits of one chunk, hidden states before and after the final norm with their gradient, and that of a trained head.
     pub head: u64,
@@ -286,11 +286,11 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     let (mut kept, mut layer, mut holes) = (0, 0, 0);
     let mut away = Vec::new();
     for (index, (all, passing)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
-        let (residual, run_again, forward) = if index < again {
+        let (residual, run_again, gave_back) = if index < again {
             // What the forward gave back is cut up by the residuals, too small for the largest tensor of the second one.
             (hidden * size * tokens, *all + passing.largest * tokens, passing.without_tape)
         } else {
-            (*all, 0, passing.forward)
+            (*all, 0, 0)
         };
         if index < again && input.offload >= Offload::Inputs {
             away.push(residual);
@@ -298,7 +298,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
             kept += residual;
         }
         layer = layer.max(passing.backward * tokens + run_again);
-        holes = holes.max(forward * tokens);
+        holes = holes.max(gave_back * tokens);
     }
     // The one that runs again, and the one that comes meanwhile.
     let here: u64 = away.iter().take(2).sum();

@@ -143,7 +143,7 @@ fn memory_adds_up() {
     // The head's logits are more than a block's activations here.
     assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 4 * (151936 + 8192 + 2 * 1024));
     // What a layer run again holds is more than the head's blocks.
-    assert!(again.layer > again.holes + again.head && kept.layer < kept.holes + kept.head);
+    assert!(again.layer > again.holes + again.head);
     let step = again.gradients + again.kept + again.layer;
     assert_eq!(again.total(), again.weights + again.trained + step);
 }
@@ -206,7 +206,7 @@ fn what_is_trained_decides_what_is_kept() {
     let chunk = 512 * 4 * (151936 + 8192 + 2 * 1024);
     assert_eq!(full.head, hidden_states + chunk + head_parameters(&model.spec) * 4);
     // A frozen head's logits exist for one block of it.
-    let block = 1024 * (4096 * (4 + 2) + 1024 * (4 + 2 * 2));
+    let block = 512 * (4096 * (4 + 2) + 1024 * (4 + 2 * 2));
     assert_eq!(plan_of(&model, &model.learned, 28).head, hidden_states + block);
     assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, 0);
 }

@@ -11,14 +11,13 @@ use super::tile::{Ahead, Kernels, Strips, TILE, Tile};
 use super::{Elements, Matrix, Precision, Threads};
 
 /// Lanes of the inner dimension in one panel: it shares the second-level cache with the left operand's.
-pub(super) const BLOCK_STEPS: usize = 2048;
+const BLOCK_STEPS: usize = 1024;
 /// Multiply-adds below which sharing a product costs more than it gains.
 const SHARE_FROM: usize = 128 * 128 * 128;
 /// Multiply-adds that a task should have at least.
 const TASK: usize = 1 << 20;
-/// Lanes of the right operand's panels that are packed at a time: a quarter of a common second-level cache, which
-/// holds as much of what comes next.
-const GROUP_LANES: usize = 64 * 1024;
+/// Lanes of the right operand's panels that are packed at a time: half of a common second-level cache.
+const GROUP_LANES: usize = 128 * 1024;
 /// Neighbouring columns of blocks that are decoded together: no format has longer blocks, so none is decoded twice.
 const DECODED_COLUMNS: usize = 256;
 /// Panels of the left operand for which the right one is not worth packing.
