@@ -9,6 +9,7 @@ use qwen_tune::buffers::Buffers;
 static BUFFERS: Buffers = Buffers::new();
 
 fn main() -> ExitCode {
+    qwen_tune::begin_again::with_cuda_libraries();
     leave_out_contained_panics();
     let cli = qwen_tune::args::Cli::parse();
     ExitCode::from(qwen_tune::commands::run(&cli))

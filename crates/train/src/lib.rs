@@ -22,6 +22,7 @@ mod provenance;
 mod recent;
 mod run;
 mod schedule;
+pub mod self_test;
 mod sink;
 mod state;
 mod stop;
