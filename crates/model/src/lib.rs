@@ -21,6 +21,7 @@ mod parameters;
 mod sparse;
 
 pub use attention::Attention;
+pub use burn::tensor::Device;
 pub use build::{BuildError, Builder, LoraModule, LoraPlan, Training, mix};
 pub use config::{ComputeDtype, FullConfig, LoraConfig, ModelConfig, Quantize};
 pub use context::{Cache, Context};

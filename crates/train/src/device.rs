@@ -9,9 +9,9 @@ pub mod nvidia_smi;
 use burn::tensor::{DType, Device};
 use qwen_tune_model::ComputeDtype;
 
-#[cfg(feature = "cuda")]
 use self::cuda_files::CudaFiles;
 pub use self::name::{DeviceName, Indices, NoDevice};
+use crate::replicas::Exchange;
 
 /// A device that is there, or several of a kind that train one model together.
 #[derive(Debug, Clone)]
@@ -69,6 +69,13 @@ impl OpenDevice {
                 free.collect::<Option<Vec<u64>>>()?.into_iter().min()
             }
         }
+    }
+
+    /// How gradients are added over several of them.
+    #[must_use]
+    pub fn exchange(&self) -> Exchange {
+        let by_themselves = self.kind() == "cuda" && self.count() > 1 && CudaFiles::here().nccl.is_some();
+        if by_themselves { Exchange::Collective { checked: false } } else { Exchange::Host }
     }
 
     fn kind(&self) -> &str {

@@ -20,6 +20,7 @@ mod probe;
 pub mod process;
 mod provenance;
 mod recent;
+mod replicas;
 mod run;
 mod schedule;
 pub mod self_test;
@@ -47,6 +48,7 @@ pub use provenance::Provenance;
 /// Tokens whose logits the head holds at a time.
 pub use qwen_tune_kernels::most_chunk_tokens as head_rows;
 pub use recent::{Fault, Recent};
+pub use replicas::{Exchange, Replica};
 pub use run::Run;
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use sink::Jsonl;

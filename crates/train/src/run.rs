@@ -3,10 +3,9 @@
 use std::time::Instant;
 
 use qwen_tune_data::{DataError, Step as DataStep};
-use qwen_tune_kernels as kernels;
 use qwen_tune_model::{Decoder, Parameters, Pass, mix};
 
-use crate::backward::{Gradients, Passed, Staging, accumulate};
+use crate::backward::{Gradients, Passed};
 use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::error::{Failed, TrainError};
@@ -15,6 +14,7 @@ use crate::event::{Ending, Event, Outcome, Sink, Step};
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, OptimizerConfig};
 use crate::recent::Fault;
+use crate::replicas::{Exchange, Replica, Work};
 use crate::schedule::ScheduleConfig;
 use crate::state::{Exact, TrainState};
 use crate::stop::StopFlag;
@@ -27,6 +27,10 @@ pub struct Run<'a> {
     pub parameters: Parameters,
     /// Its moments.
     pub optimizer: AdamW,
+    /// The same on further devices, which take their share of every step.
+    pub others: Vec<Replica>,
+    /// How gradients are added over devices.
+    pub exchange: Exchange,
     /// Clipping and the highest learning rate.
     pub optimizer_config: OptimizerConfig,
     /// Shape of the learning rate.
@@ -142,16 +146,23 @@ impl Run<'_> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
-        let (Passed { nats, balance }, gradients) = self.gradients(&data);
+        let (Passed { nats, balance }, mut gradients) = self.gradients(&data);
+        if let Some(message) = self.add_up(&mut gradients) {
+            sink.event(&Event::Warned { message })?;
+        }
         let loss = nats / data.trained.max(1) as f64;
-        let grad_norm = gradients.norm();
+        // Of the sum, and of one device for all: none of them may clip by another number.
+        let grad_norm = gradients[0].norm();
         if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
             self.refuse(sink, &data, reason, loss, grad_norm)?;
             return Ok(None);
         }
         let clip = self.optimizer_config.clip(grad_norm);
         let learning_rate = self.optimizer_config.learning_rate * self.schedule.factor(number, self.state.total_steps);
-        self.optimizer.step(&mut self.parameters, &gradients, clip, learning_rate);
+        self.optimizer.step(&mut self.parameters, &gradients[0], clip, learning_rate);
+        for (other, gradients) in self.others.iter_mut().zip(&gradients[1..]) {
+            other.optimizer.step(&mut other.parameters, gradients, clip, learning_rate);
+        }
         if self.bad_steps.spike.is_some() {
             self.state.recent.push(loss, grad_norm);
         }
@@ -175,25 +186,25 @@ impl Run<'_> {
         }))
     }
 
-    /// Loss of the step's trained tokens and the gradients of its mean.
-    fn gradients(&self, data: &DataStep) -> (Passed, Gradients) {
-        let trained = data.trained.max(1);
+    /// Loss of the step's trained tokens, and of every device the gradients of its share of their mean.
+    fn gradients(&self, data: &DataStep) -> (Passed, Vec<Gradients>) {
         let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
-        let mut gradients = Gradients::default();
-        let mut sum = Passed::default();
-        for (index, batch) in data.micro_batches.iter().enumerate() {
-            let dropout = self.dropout.then(|| mix(step_key ^ index as u64));
-            let part = batch.ids.len() as f64 / data.tokens.max(1) as f64;
-            let balance = (self.router_aux_loss_coef * part) as f32;
-            let staging = Staging { recompute: self.recompute, dropout, share: part as f32, balance };
-            let (objective, share) = (self.objective.as_ref(), 1.0 / trained as f32);
-            let (decoder, parameters) = (self.decoder, &self.parameters);
-            let passed =
-                kernels::on_pool(|| accumulate(decoder, parameters, objective, batch, share, staging, &mut gradients));
-            sum.nats += passed.nats;
-            sum.balance.add(&passed.balance);
-        }
-        (sum, gradients)
+        let work = Work {
+            data,
+            objective: self.objective.as_ref(),
+            router_aux_loss_coef: self.router_aux_loss_coef,
+            recompute: self.recompute,
+            dropout: self.dropout.then_some(step_key),
+        };
+        let others = self.others.iter().map(|other| (&other.decoder, &other.parameters));
+        work.run(&std::iter::once((self.decoder, &self.parameters)).chain(others).collect::<Vec<_>>())
+    }
+
+    /// Gives every device the sum; returns what there is to warn of.
+    fn add_up(&mut self, gradients: &mut [Gradients]) -> Option<String> {
+        let others = self.others.iter().map(|other| other.decoder.device());
+        let devices: Vec<_> = std::iter::once(self.decoder.device()).chain(others).collect();
+        self.exchange.sum(gradients, &devices)
     }
 
     /// Passes over a step without applying it, or ends the run before it.

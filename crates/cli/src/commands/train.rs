@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qwen_tune_data::Stream;
-use qwen_tune_model::{Decoder, Parameters};
+use qwen_tune_model::{Decoder, Device, Parameters};
 use qwen_tune_qwen::export::{ExportConfig, ExportKind};
 use qwen_tune_train::{
-    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance, Run,
-    Sink, StopFlag, TrainState, objective,
+    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance, Replica,
+    Run, Sink, StopFlag, TrainState, objective,
 };
 use qwen_tune_weights::atomic::AtomicDir;
 
@@ -44,9 +44,7 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     tell(&plan, printer);
     run_dir::begin(&plan, &doc, made_from.base.as_ref())?;
 
-    let (decoder, parameters) =
-        Decoder::load(&plan.model, &plan.trained.training, &plan.device.device, plan.device.dtype)
-            .map_err(|e| failed("load", &e))?;
+    let (decoder, parameters) = load(&plan, &plan.device.device)?;
     let mut run = ready(&plan, &decoder, parameters, made_from, resumed.as_ref(), stop)?;
     let mut sink = listeners(&plan, resumed.as_ref(), printer)?;
     let outcome = run.execute(&mut sink).map_err(|e| failure::told(&e, &plan))?;
@@ -96,6 +94,25 @@ fn witness(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<ex
     export::Witness::of(decoder, parameters, has_adapter, plan.data.encoder(), Some(rows), plan.device.clone())
 }
 
+fn load(plan: &Plan, device: &Device) -> Result<(Decoder, Parameters), Diagnostics> {
+    Decoder::load(&plan.model, &plan.trained.training, device, plan.device.dtype).map_err(|e| failed("load", &e))
+}
+
+/// The model on the devices beside the first.
+fn others(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<Vec<Replica>, Diagnostics> {
+    let replica = |device: &Device| {
+        let (decoder, parameters) = if device == decoder.device() {
+            // Frozen weights are shared.
+            (decoder.clone(), parameters.clone())
+        } else {
+            load(plan, device)?
+        };
+        let optimizer = AdamW::new(plan.recipe.optimizer.clone(), &parameters);
+        Ok(Replica { decoder, parameters, optimizer })
+    };
+    plan.device.others.iter().map(replica).collect()
+}
+
 /// The run at its beginning, or where its checkpoint left it.
 fn ready<'a>(
     plan: &Plan,
@@ -108,8 +125,12 @@ fn ready<'a>(
     let recipe = &plan.recipe;
     let mut optimizer = AdamW::new(recipe.optimizer.clone(), &parameters);
     let mut state = TrainState::new(recipe.run.seed, plan.total_steps, plan.micro_batch, made_from);
+    let mut others = others(plan, decoder, &parameters)?;
     if let Some(loaded) = resumed {
-        loaded.restore(&plan.trained.artefact, &mut parameters, &mut optimizer).map_err(|e| failed("resume", &e))?;
+        let further = others.iter_mut().map(|other| (&mut other.parameters, &mut other.optimizer));
+        for (parameters, optimizer) in std::iter::once((&mut parameters, &mut optimizer)).chain(further) {
+            loaded.restore(&plan.trained.artefact, parameters, optimizer).map_err(|e| failed("resume", &e))?;
+        }
         let TrainState { total_steps, micro_batch, made_from, .. } = state;
         state = TrainState { total_steps, micro_batch, made_from, ..loaded.state.clone() };
     }
@@ -121,6 +142,8 @@ fn ready<'a>(
         decoder,
         parameters,
         optimizer,
+        others,
+        exchange: plan.device.exchange(),
         optimizer_config: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
         objective: objective(&recipe.objective).expect("invariant: the rules refuse objectives not there yet"),

@@ -177,6 +177,13 @@ mod tests {
         ];
         let failed = Tested { failure: Some("signal: 11 (SIGSEGV)".to_owned()), ..Tested::default() };
         let passed = Tested { checks, ..Tested::default() };
-        insta::assert_snapshot!(table(&[("cuda:0", &passed), ("vulkan", &failed)]), @"");
+        insta::assert_snapshot!(table(&[("cuda:0", &passed), ("vulkan", &failed)]), @r"
+        self-test                  difference  allowed
+        cuda:0     product f32         1.3e-4   1.0e-2  as the CPU
+        cuda:0     product bf16        5.0e-1   1.0e-2  WRONG
+        cuda:0     gradients f32    no number   1.0e-2  WRONG
+        cuda:0     gradients bf16               1.0e-2  not begun: compiling took too long, do it again
+        vulkan     FAILED                               signal: 11 (SIGSEGV)
+        ");
     }
 }
