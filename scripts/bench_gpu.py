@@ -205,6 +205,31 @@ def table(shapes, peak_tflops):
             yield f"| {shape['shape']} | | | | | | | | | {note[-200:]} |".replace("\n", " ")
 
 
+def kernels(out):
+    """Every operation beside what the machine's own libraries reach at the same size, or at their best."""
+    ceilings = json.loads((out / "ceilings.json").read_text()) if (out / "ceilings.json").exists() else {}
+    products = ceilings.get("products", {})
+    yield f"{ceilings.get('device', 'no ceilings')}: copy {ceilings.get('copy_gbps', 0):,.0f} GB/s, bf16 product {ceilings.get('product_tflops', 0):.3g} TFLOP/s"
+    yield ""
+    yield "| operation | dtype | ms | TFLOP/s | GB/s | of the ceiling | the same by torch | spread | first s |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for line in (out / "kernels.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        if "error" in one:
+            yield f"| {one['error']} | | | | | | | | |"
+            continue
+        flops, bytes_ = one.get("tflops"), one.get("gbps")
+        ceiling = ceilings.get("product_tflops") if flops else ceilings.get("copy_gbps")
+        share = f"{(flops or bytes_) / ceiling:.0%}" if ceiling else ""
+        same = products.get(one["op"].removeprefix("product "))
+        cells = [
+            one["op"], one["dtype"], f"{one['seconds'] * 1e3:.3f}", f"{flops:.3g}" if flops else "", f"{bytes_:,.0f}" if bytes_ else "", share,
+            f"{flops / same:.0%} of {same:.3g}" if same and flops else "", f"{one['spread']:.0%}", f"{one['first_seconds']:.1f}",
+        ]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("out", type=pathlib.Path)
@@ -225,8 +250,13 @@ def main():
     ap.add_argument("--until", type=float, default=float("inf"), help="no shape begins after this time (seconds since 1970)")
     ap.add_argument("--peak-tflops", type=float, help="what `of peak` is of (default: the product in OUTDIR/ceilings.json)")
     ap.add_argument("--table", action="store_true", help="only print what is there")
+    ap.add_argument("--kernels", action="store_true", help="only print the kernels in OUTDIR/kernels.jsonl beside OUTDIR/ceilings.json")
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.kernels:
+        for line in kernels(args.out):
+            print(line)
+        return
     results = args.out / "train.jsonl"
     args.scratch = args.scratch or (pathlib.Path("/dev/shm/qwen-tune-bench") if args.device != "cpu" else args.out / "scratch")
     failed = []

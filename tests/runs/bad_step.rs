@@ -116,7 +116,8 @@ fn a_bad_step_stops_the_run_with_the_row_named_and_all_before_it_saved() {
 /// The poisoned row is one device's; none of them may take the update.
 #[test]
 fn a_bad_step_on_one_of_several_devices_is_skipped_by_all() {
-    let settings = |device: &str| ["run.on_bad_step=skip".to_owned(), "run.micro_batch=1".to_owned(), device.to_owned()];
+    let settings =
+        |device: &str| ["run.on_bad_step=skip".to_owned(), "run.micro_batch=1".to_owned(), device.to_owned()];
     let adapter = |device: &str| {
         let (scene, settings) = (scene(&[5]), settings(device));
         scene.succeed(scene.train(false, &settings.each_ref().map(String::as_str)));
@@ -128,7 +129,7 @@ fn a_bad_step_on_one_of_several_devices_is_skipped_by_all() {
     };
     let (one, two) = (adapter("run.device=cpu"), adapter("run.device=cpu:0,1"));
     assert!(two.iter().all(|value| value.is_finite()));
-    assert!(crate::golden::relative(&two, &one) < 1e-3);
+    assert!(crate::golden::relative(&two, &one) < 1e-4);
 }
 
 #[test]

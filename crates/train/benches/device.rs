@@ -176,7 +176,8 @@ impl Bench {
     fn elementwise(&self) {
         let element = self.element();
         let numbers = (self.tokens * HIDDEN) as f64 * element;
-        let (x, upstream) = (self.draw([self.tokens, HIDDEN], self.dtype), self.draw([self.tokens, HIDDEN], self.dtype));
+        let (x, upstream) =
+            (self.draw([self.tokens, HIDDEN], self.dtype), self.draw([self.tokens, HIDDEN], self.dtype));
         let weight = self.draw([HIDDEN], DType::F32);
         self.time("rms_norm forward", Work::Bytes(2.0 * numbers), || {
             drop(kernels::rms_norm(x.clone(), weight.clone(), 1e-6, false));
@@ -215,7 +216,11 @@ impl Bench {
         let heads = |heads: usize| self.draw([self.tokens, heads, HEAD], self.dtype);
         let (q, k, v, upstream) = (heads(KEY_HEADS), heads(KEY_HEADS), heads(VALUE_HEADS), heads(VALUE_HEADS));
         let gate = |low: f64, high: f64| {
-            Tensor::<2>::random([self.tokens, VALUE_HEADS], Distribution::Uniform(low, high), (&self.device, DType::F32))
+            Tensor::<2>::random(
+                [self.tokens, VALUE_HEADS],
+                Distribution::Uniform(low, high),
+                (&self.device, DType::F32),
+            )
         };
         let (decay, beta) = (gate(-0.5, -0.01), gate(0.1, 0.9));
         // As scripts/model_flops.py counts the chunked form: the state's three products and those within a chunk of 64.
@@ -278,8 +283,7 @@ impl Bench {
                     weight_decay: 0.0,
                 })
                 .collect();
-            let rule =
-                kernels::AdamW { step: 10, learning_rate: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, clip: 1.0 };
+            let rule = kernels::AdamW { step: 10, learning_rate: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, clip: 1.0 };
             kernels::adamw(&mut trained, &rule);
         });
     }

@@ -15,6 +15,7 @@ mod event;
 mod fidelity;
 mod objective;
 mod optimizer;
+pub mod out_of_memory;
 mod packing;
 mod probe;
 pub mod process;

@@ -12,7 +12,7 @@ use std::panic::resume_unwind;
 
 use burn::tensor::distributed::{ReduceOperation, all_reduce};
 use burn::tensor::{Device, Tensor, TensorData};
-use qwen_tune_data::Step as DataStep;
+use qwen_tune_data::Batch;
 use qwen_tune_kernels as kernels;
 use qwen_tune_model::{Decoder, Parameters, mix};
 
@@ -32,7 +32,10 @@ pub struct Replica {
 
 /// What is done with every micro-batch of a step.
 pub(crate) struct Work<'a> {
-    pub(crate) data: &'a DataStep,
+    pub(crate) micro_batches: Vec<Batch>,
+    /// Of the whole step, as are its trained ones.
+    pub(crate) tokens: usize,
+    pub(crate) trained: usize,
     pub(crate) objective: &'a dyn Objective,
     pub(crate) router_aux_loss_coef: f64,
     pub(crate) recompute: usize,
@@ -43,7 +46,7 @@ pub(crate) struct Work<'a> {
 impl Work<'_> {
     /// Loss of the step's trained tokens, and of each replica the gradients of its share of the step's mean.
     pub(crate) fn run(&self, replicas: &[(&Decoder, &Parameters)]) -> (Passed, Vec<Gradients>) {
-        let tokens: Vec<usize> = self.data.micro_batches.iter().map(|batch| batch.ids.len()).collect();
+        let tokens: Vec<usize> = self.micro_batches.iter().map(|batch| batch.ids.len()).collect();
         let shares = deal(&tokens, replicas.len());
         let (mut passed, mut gradients) = (BTreeMap::new(), Vec::new());
         for (losses, sum) in each(replicas.iter().zip(&shares), |(replica, share)| self.share(*replica, share)) {
@@ -59,18 +62,22 @@ impl Work<'_> {
         (sum, gradients)
     }
 
-    fn share(&self, (decoder, parameters): (&Decoder, &Parameters), share: &[usize]) -> (Vec<(usize, Passed)>, Gradients) {
+    fn share(
+        &self,
+        (decoder, parameters): (&Decoder, &Parameters),
+        share: &[usize],
+    ) -> (Vec<(usize, Passed)>, Gradients) {
         let mut gradients = Gradients::default();
         let mut one = |index: usize| {
-            let batch = &self.data.micro_batches[index];
-            let part = batch.ids.len() as f64 / self.data.tokens.max(1) as f64;
+            let batch = &self.micro_batches[index];
+            let part = batch.ids.len() as f64 / self.tokens.max(1) as f64;
             let staging = Staging {
                 recompute: self.recompute,
                 dropout: self.dropout.map(|step| mix(step ^ index as u64)),
                 share: part as f32,
                 balance: (self.router_aux_loss_coef * part) as f32,
             };
-            let share = 1.0 / self.data.trained.max(1) as f32;
+            let share = 1.0 / self.trained.max(1) as f32;
             let gradients = &mut gradients;
             let run = || accumulate(decoder, parameters, self.objective, batch, share, staging, gradients);
             (index, kernels::on_pool(run))
@@ -255,7 +262,7 @@ mod tests {
     #[test]
     fn shares_are_even_whole_and_in_the_order_of_the_data() {
         assert_eq!(deal(&[5, 5, 5, 5], 2), [vec![0, 2], vec![1, 3]]);
-        assert_eq!(deal(&[1, 9, 3, 4, 2], 2), [vec![1], vec![0, 2, 3, 4]]);
+        assert_eq!(deal(&[1, 9, 3, 4, 2], 2), [vec![0, 1], vec![2, 3, 4]]);
         assert_eq!(deal(&[7], 3), [vec![0], vec![], vec![]]);
         assert_eq!(deal(&[3, 1, 2], 1), [vec![0, 1, 2]]);
         assert_eq!(deal(&[], 2), [Vec::<usize>::new(), vec![]]);

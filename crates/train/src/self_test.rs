@@ -72,7 +72,9 @@ pub fn run(device: &OpenDevice, mut tell: impl FnMut(Check)) -> Result<(), Box<d
     let expected = small.gradients(&cpu.device, DType::F32)?;
     let mut gradients = |name: &str, limit: f64, dtype: DType| {
         // What fails here has failed on the CPU as well, above.
-        check(name, limit, &mut || small.gradients(&device.device, dtype).map_or(f64::NAN, |g| distance(&g, &expected)));
+        check(name, limit, &mut || {
+            small.gradients(&device.device, dtype).map_or(f64::NAN, |g| distance(&g, &expected))
+        });
     };
     if device.device != cpu.device {
         gradients("gradients f32", GRADIENTS_F32, DType::F32);
@@ -90,7 +92,11 @@ fn product(device: &Device, dtype: DType) -> f64 {
     const COLUMNS: usize = 257;
     let rounded = |key: u64, count: usize| -> Vec<f32> {
         let values = uniform(key, count, 1.0);
-        if dtype == DType::BF16 { values.iter().map(|&v| burn::tensor::bf16::from_f32(v).to_f32()).collect() } else { values }
+        if dtype == DType::BF16 {
+            values.iter().map(|&v| burn::tensor::bf16::from_f32(v).to_f32()).collect()
+        } else {
+            values
+        }
     };
     let (x, w) = (rounded(1, ROWS * INNER), rounded(2, COLUMNS * INNER));
     let tensor = |values: &[f32], rows: usize| -> Tensor<2> {
@@ -158,7 +164,8 @@ impl SmallModel {
 
     /// Of all adapters, one after another.
     fn gradients(&self, device: &Device, dtype: DType) -> Result<Vec<f32>, Box<dyn std::error::Error>> {
-        let model = ModelDir::open(&self.directory).map_err(|errors| errors.into_iter().next().expect("invariant: one"))?;
+        let model =
+            ModelDir::open(&self.directory).map_err(|errors| errors.into_iter().next().expect("invariant: one"))?;
         let (decoder, parameters) = Decoder::load(&model, &adapters(&model), device, dtype)?;
         let batch = batch();
         let mut gradients = Gradients::default();

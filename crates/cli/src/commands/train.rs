@@ -7,8 +7,8 @@ use qwen_tune_data::Stream;
 use qwen_tune_model::{Decoder, Device, Parameters};
 use qwen_tune_qwen::export::{ExportConfig, ExportKind};
 use qwen_tune_train::{
-    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance, Replica,
-    Run, Sink, StopFlag, TrainState, objective,
+    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance,
+    Replica, Run, Sink, StopFlag, TrainState, objective,
 };
 use qwen_tune_weights::atomic::AtomicDir;
 

@@ -167,7 +167,9 @@ impl Load<'_> {
         let layers = self.model.spec.layers.len();
         // Of each step something for every device.
         let dealt = self.step_rows() / self.device.count();
-        let most = (FORWARD_TOKENS / self.layout.max_length).min(if self.device.count() > 1 { dealt } else { usize::MAX }).max(1);
+        let most = (FORWARD_TOKENS / self.layout.max_length)
+            .min(if self.device.count() > 1 { dealt } else { usize::MAX })
+            .max(1);
         let batches = match self.recipe.run.micro_batch.value() {
             Some(rows) => vec![rows],
             None => std::iter::successors(Some(most), |&n| (n > 1).then_some(n / 2)).collect(),

@@ -96,11 +96,13 @@ impl CudaFiles {
         let missing_headers = match &headers {
             Some(_) => Vec::new(),
             // Of the place that lacks least.
-            None => roots.iter().chain(&places.toolkit).map(|root| lacks(root)).min_by_key(Vec::len).unwrap_or_else(|| {
-                let mut all: Vec<&str> = HEADERS.iter().map(|(_, wheel)| *wheel).collect();
-                all.dedup();
-                all
-            }),
+            None => {
+                roots.iter().chain(&places.toolkit).map(|root| lacks(root)).min_by_key(Vec::len).unwrap_or_else(|| {
+                    let mut all: Vec<&str> = HEADERS.iter().map(|(_, wheel)| *wheel).collect();
+                    all.dedup();
+                    all
+                })
+            }
         };
         let nccl = places.library("nccl");
         Self { driver, nvrtc, headers, nccl, environment, missing_headers, own: places.own.clone() }

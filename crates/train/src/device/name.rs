@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn names_are_read_and_written() {
-        for name in ["auto", "cpu", "cpu:0,1,2", "cuda", "cuda:0", "cuda:3,1", "cuda:all", "wgpu", "vulkan", "ndarray"] {
+        for name in ["auto", "cpu", "cpu:0,1,2", "cuda", "cuda:0", "cuda:3,1", "cuda:all", "wgpu", "vulkan", "ndarray"]
+        {
             assert_eq!(name.parse::<DeviceName>().map(|name| name.to_string()), Ok(name.to_owned()));
         }
         assert_eq!("cuda: 1, 2".parse::<DeviceName>().map(|name| name.indices), Ok(Indices::These(vec![1, 2])));

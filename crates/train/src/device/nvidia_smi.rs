@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn lines_of_the_program_become_cards() {
-        let text = "NVIDIA H200, 143771, 143156, 9.0, 580.159.03\nNVIDIA GeForce RTX 3060, 12288, 11000, 8.6, 580.159.03\n";
+        let text =
+            "NVIDIA H200, 143771, 143156, 9.0, 580.159.03\nNVIDIA GeForce RTX 3060, 12288, 11000, 8.6, 580.159.03\n";
         let cards = read(text);
         assert_eq!(cards.len(), 2);
         assert_eq!((cards[0].memory, cards[1].free), (143_771 << 20, 11_000 << 20));

@@ -126,7 +126,7 @@ pub(super) fn table(tested: &[(&str, &Tested)]) -> String {
     for (device, Tested { checks, failure, .. }) in tested {
         for Check { check, difference, limit, ok, .. } in checks {
             let verdict = match ok {
-                Some(true) => "as the CPU",
+                Some(true) => "ok",
                 Some(false) => "WRONG",
                 None => "not begun: compiling took too long, do it again",
             };
@@ -179,7 +179,7 @@ mod tests {
         let passed = Tested { checks, ..Tested::default() };
         insta::assert_snapshot!(table(&[("cuda:0", &passed), ("vulkan", &failed)]), @r"
         self-test                  difference  allowed
-        cuda:0     product f32         1.3e-4   1.0e-2  as the CPU
+        cuda:0     product f32         1.3e-4   1.0e-2  ok
         cuda:0     product bf16        5.0e-1   1.0e-2  WRONG
         cuda:0     gradients f32    no number   1.0e-2  WRONG
         cuda:0     gradients bf16               1.0e-2  not begun: compiling took too long, do it again
