@@ -14,6 +14,7 @@ use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
 
 mod bf16;
 mod blocks;
+mod replicas;
 
 fn cpu() -> Device {
     qwen_tune_train::device::open("cpu", Default::default()).unwrap().device

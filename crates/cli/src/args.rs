@@ -41,7 +41,7 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write a recipe to start from.
     Init(InitArgs),
-    /// List the devices this build can use.
+    /// Say which devices there are, what is missing, and whether each computes what the CPU does.
     Devices(DevicesArgs),
     /// Print a completion script for a shell.
     Completions {
@@ -312,6 +312,10 @@ pub struct DevicesArgs {
     /// Print JSON on stdout.
     #[arg(long)]
     pub json: bool,
+    /// Test this device in this process, a line of JSON for each check: a device that takes its process down is tested in
+    /// one of its own.
+    #[arg(long, value_name = "DEVICE", hide = true)]
+    pub self_test: Option<String>,
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod sparse;
 
 pub use attention::Attention;
 pub use build::{BuildError, Builder, LoraModule, LoraPlan, Training, mix};
+pub use burn::tensor::Device;
 pub use config::{ComputeDtype, FullConfig, LoraConfig, ModelConfig, Quantize};
 pub use context::{Cache, Context};
 pub use decoder::{Block, Decoder, ModelPart};

@@ -38,6 +38,16 @@ impl Gradients {
         self.slots.insert(slot, sum);
     }
 
+    /// Puts a slot's gradient in the place of what was there.
+    pub(crate) fn put(&mut self, slot: usize, gradient: Tensor<1>) {
+        self.slots.insert(slot, gradient);
+    }
+
+    /// Slots that have a gradient, with its length.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.slots.iter().map(|(&slot, gradient)| (slot, gradient.dims()[0]))
+    }
+
     fn add_leaves(&mut self, leaves: BTreeMap<usize, Tensor<1>>, tape: &mut burn::tensor::Gradients) {
         for (slot, leaf) in leaves {
             if let Some(gradient) = leaf.grad_remove(tape) {

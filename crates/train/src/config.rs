@@ -43,7 +43,9 @@ pub struct RunConfig {
     /// Most laid-out rows in one forward and backward. Never changes the maths.
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub micro_batch: Auto<usize>,
-    /// `auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`.
+    /// `auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`. `cuda:0,1` or `cuda:all` trains on several together: each
+    /// holds the model, a step's micro-batches are dealt out among them, and the result is that of one to rounding
+    /// (`cpu:0,1` does so with two copies on the CPU, which gains nothing and shows how such a run goes).
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub device: String,
     /// Threads on the CPU; `auto` or 0 takes all cores that the process may use, or `RAYON_NUM_THREADS` of them. Never

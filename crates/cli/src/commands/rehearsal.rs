@@ -1,6 +1,6 @@
 //! The proof of a memory plan: the run's largest batches, tried before anything is written.
 
-use qwen_tune_model::{Decoder, Parameters};
+use qwen_tune_model::{Decoder, Device, Parameters};
 use qwen_tune_qwen::memory::{DEVICE_PROGRAM, Offload};
 use qwen_tune_train::backward::Staging;
 use qwen_tune_train::{objective, process, rehearse};
@@ -25,7 +25,7 @@ pub(super) fn within_budget(
     doc: &RecipeDoc,
     printer: &Printer,
 ) -> Result<(Decoder, Parameters), Diagnostics> {
-    let (mut decoder, mut parameters) = load(plan)?;
+    let (mut decoder, mut parameters) = load(plan, &plan.device.device.clone())?;
     let Some(budget) = budget_to_prove(plan) else { return Ok((decoder, parameters)) };
     loop {
         let took = tried(plan, &decoder, &parameters);
@@ -49,14 +49,14 @@ pub(super) fn within_budget(
         ));
         if offload != before.offload {
             drop((decoder, parameters));
-            (decoder, parameters) = load(plan)?;
+            (decoder, parameters) = load(plan, &plan.device.device.clone())?;
         }
     }
 }
 
-fn load(plan: &Plan) -> Result<(Decoder, Parameters), Diagnostics> {
-    Decoder::load(&plan.model, &plan.trained.training, &plan.device.device, plan.device.dtype)
-        .map_err(|e| failed("load", &e))
+/// The run's model on a device.
+pub(super) fn load(plan: &Plan, device: &Device) -> Result<(Decoder, Parameters), Diagnostics> {
+    Decoder::load(&plan.model, &plan.trained.training, device, plan.storage()).map_err(|e| failed("load", &e))
 }
 
 /// The budget, where the plan fills it and it is a limit: what the recipe names, or all that a device has. What is free in

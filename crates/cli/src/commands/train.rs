@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qwen_tune_data::Stream;
-use qwen_tune_model::{Decoder, Parameters};
+use qwen_tune_model::{Decoder, Device, Parameters};
 use qwen_tune_qwen::export::{ExportConfig, ExportKind};
 use qwen_tune_train::{
-    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance, Run,
-    Sink, StopFlag, TrainState, objective,
+    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance,
+    Replica, Run, Sink, StopFlag, TrainState, objective,
 };
 use qwen_tune_weights::atomic::AtomicDir;
 
@@ -101,6 +101,21 @@ fn witness(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<ex
     export::Witness::of(decoder, parameters, has_adapter, plan.data.encoder(), Some(rows), plan.device.clone())
 }
 
+/// The model on the devices beside the first.
+fn others(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<Vec<Replica>, Diagnostics> {
+    let replica = |device: &Device| {
+        let (decoder, parameters) = if device == decoder.device() {
+            // Frozen weights are shared.
+            (decoder.clone(), parameters.clone())
+        } else {
+            rehearsal::load(plan, device)?
+        };
+        let optimizer = AdamW::new(plan.recipe.optimizer.clone(), &parameters);
+        Ok(Replica { decoder, parameters, optimizer })
+    };
+    plan.device.others.iter().map(replica).collect()
+}
+
 /// The run at its beginning, or where its checkpoint left it.
 fn ready<'a>(
     plan: &Plan,
@@ -113,8 +128,12 @@ fn ready<'a>(
     let recipe = &plan.recipe;
     let mut optimizer = AdamW::new(recipe.optimizer.clone(), &parameters);
     let mut state = TrainState::new(recipe.run.seed, plan.total_steps, plan.micro_batch, made_from);
+    let mut others = others(plan, decoder, &parameters)?;
     if let Some(loaded) = resumed {
-        loaded.restore(&plan.trained.artefact, &mut parameters, &mut optimizer).map_err(|e| failed("resume", &e))?;
+        let further = others.iter_mut().map(|other| (&mut other.parameters, &mut other.optimizer));
+        for (parameters, optimizer) in std::iter::once((&mut parameters, &mut optimizer)).chain(further) {
+            loaded.restore(&plan.trained.artefact, parameters, optimizer).map_err(|e| failed("resume", &e))?;
+        }
         let TrainState { total_steps, micro_batch, made_from, .. } = state;
         state = TrainState { total_steps, micro_batch, made_from, ..loaded.state.clone() };
     }
@@ -126,6 +145,8 @@ fn ready<'a>(
         decoder,
         parameters,
         optimizer,
+        others,
+        exchange: plan.device.exchange(),
         optimizer_config: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
         objective: objective(&recipe.objective).expect("invariant: the rules refuse objectives not there yet"),

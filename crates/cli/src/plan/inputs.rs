@@ -149,16 +149,25 @@ fn open_device(
 ) -> Result<(OpenDevice, Option<Diagnostic>), Diagnostics> {
     let refused = |error: &DeviceError| {
         let key = if matches!(error, DeviceError::Dtype { .. }) { "model.dtype" } else { "run.device" };
-        Diagnostic::mistake_from("device", error).at(doc.span_of(key))
+        device_fault(error).at(doc.span_of(key))
     };
     match device::open(&recipe.run.device, recipe.model.dtype) {
         Ok(device) => Ok((device, None)),
-        Err(error @ (DeviceError::NotBuilt { .. } | DeviceError::Absent { .. })) if purpose == Purpose::Check => {
+        Err(error) if purpose == Purpose::Check && error.is_of_this_machine() => {
             let stand_in = device::open("cpu", ComputeDtype::Auto).map_err(|_| Diagnostics::from(refused(&error)))?;
             let message = format!("{error}; everything else was checked");
             Ok((stand_in, Some(Diagnostic::warning("device", message).at(doc.span_of("run.device")))))
         }
         Err(error) => Err(refused(&error).into()),
+    }
+}
+
+/// A device that cannot be used, and what to do about it.
+pub fn device_fault(error: &DeviceError) -> Diagnostic {
+    let mistake = Diagnostic::mistake_from("device", error);
+    match error.hint() {
+        Some(hint) => mistake.hint(hint).hint("or do without the device: `--set run.device=cpu`"),
+        None => mistake,
     }
 }
 

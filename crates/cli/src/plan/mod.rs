@@ -28,7 +28,7 @@ use worst::{Layout, Lengths, Worst};
 
 pub use audit::{Part, audit_report};
 pub use fault::{data_fault, data_faults, model_faults};
-pub use inputs::{Opened, held_out, open_model, roots, training_rows};
+pub use inputs::{Opened, device_fault, held_out, open_model, roots, training_rows};
 pub use length::step_size;
 pub use pace::Estimate;
 pub use packing::PackingCheck;

@@ -1,6 +1,6 @@
 //! How much fits: the micro-batch, and how many blocks run again, from the memory that is there.
 
-use qwen_tune_data::{Dataset, StepSize};
+use qwen_tune_data::{Dataset, Packing, StepSize};
 use qwen_tune_model::{Storage, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::memory::{
@@ -155,7 +155,27 @@ impl Load<'_> {
     }
 
     fn total(&self, way: Way, max_length: usize) -> u64 {
-        self.plan(way, max_length).total() + self.program()
+        self.sum(&self.plan(way, max_length))
+    }
+
+    /// On each device. Copies on the CPU share its memory, and the frozen weights in it.
+    fn sum(&self, plan: &MemoryPlan) -> u64 {
+        self.program() + plan.weights + self.copies() * (plan.total() - plan.weights)
+    }
+
+    /// How many times a device holds what is a replica's own.
+    fn copies(&self) -> u64 {
+        if self.device.on_host { self.device.count() as u64 } else { 1 }
+    }
+
+    /// Laid-out rows of a step, as near as can be said beforehand.
+    fn step_rows(&self) -> usize {
+        let rows = |tokens: f64| (tokens / self.worst.layout.max_length as f64).ceil() as usize;
+        match (self.worst.layout.step, self.worst.layout.packing) {
+            (StepSize::Rows(documents), Packing::BestFit) => rows(documents as f64 * self.worst.lengths.mean()),
+            (StepSize::Rows(documents), _) => documents,
+            (StepSize::Tokens(tokens), _) => rows(tokens as f64),
+        }
     }
 
     /// What is there before the model: on a CPU the program itself, its tokenizer and its window of the data.
@@ -167,8 +187,10 @@ impl Load<'_> {
     fn budget(&self) -> Option<(u64, bool)> {
         match self.recipe.run.memory.value() {
             Some(size) => Some((size.0, true)),
-            None if self.device.on_host => available_memory().map(|there| ((there as f64 * SHARE) as u64, false)),
-            None => None,
+            None => {
+                let there = if self.device.on_host { available_memory() } else { self.device.free_memory() };
+                there.map(|there| ((there as f64 * SHARE) as u64, false))
+            }
         }
     }
 
@@ -176,7 +198,11 @@ impl Load<'_> {
     /// host memory.
     fn ways(&self) -> Vec<Way> {
         let layers = self.model.spec.layers.len();
-        let most = (FORWARD_TOKENS / self.worst.layout.max_length).max(1);
+        // Of each step something for every device.
+        let dealt = self.step_rows() / self.device.count();
+        let most = (FORWARD_TOKENS / self.worst.layout.max_length)
+            .min(if self.device.count() > 1 { dealt } else { usize::MAX })
+            .max(1);
         let batches = match self.recipe.run.micro_batch.value() {
             Some(rows) => vec![rows],
             None => std::iter::successors(Some(most), |&n| (n > 1).then_some(n / 2)).collect(),
@@ -214,7 +240,7 @@ impl Load<'_> {
         };
         let smaller = ways.iter().copied().skip_while(|other| *other != way).skip(1).collect();
         let plan = self.plan(way, width);
-        let total = plan.total() + self.program();
+        let total = self.sum(&plan);
         let verdict = match budget {
             Some((most, given)) if total > most => self.too_little(way, total, most, given, doc),
             _ => Diagnostics::new(),
@@ -283,17 +309,18 @@ impl Load<'_> {
     }
 
     fn table(&self, plan: &MemoryPlan, total: u64, budget: Option<u64>) -> MemoryTable {
+        let of_each = |bytes: u64| self.copies() * bytes;
         let rows = vec![
             ("program, tokenizer, data", self.program()),
             ("frozen weights", plan.weights),
-            ("trained values and moments", plan.trained),
-            ("gradients", plan.gradients),
-            ("kept for the backward", plan.kept),
-            ("backward of one block", plan.layer),
-            ("holes between freed buffers", plan.holes),
-            ("head, one chunk of logits", plan.head),
+            ("trained values and moments", of_each(plan.trained)),
+            ("gradients", of_each(plan.gradients)),
+            ("kept for the backward", of_each(plan.kept)),
+            ("backward of one block", of_each(plan.layer)),
+            ("holes between freed buffers", of_each(plan.holes)),
+            ("head, one chunk of logits", of_each(plan.head)),
             ("evaluation", plan.eval),
-            ("update of the largest tensor", plan.update),
+            ("update of the largest tensor", of_each(plan.update)),
         ];
         MemoryTable { rows: rows.into_iter().filter(|row| row.1 > 0).collect(), total, budget, host: plan.host }
     }

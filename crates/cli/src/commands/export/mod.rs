@@ -23,7 +23,7 @@ use super::loaded::{final_adapter, read_adapter};
 use super::{DONE, Ended, base, failed, written};
 use crate::args::{ExportArgs, ExportKind};
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{Opened, Plan, bind_adapter, held_out, key_layout, open_model, training_rows};
+use crate::plan::{Opened, Plan, bind_adapter, device_fault, held_out, key_layout, open_model, training_rows};
 use crate::recipe::{Parsed, Purpose, Recipe, RecipeDoc, Setting};
 use crate::terminal::Printer;
 
@@ -158,7 +158,7 @@ fn witness(
 ) -> Result<Witness, Diagnostics> {
     let Opened { model, encoder } = opened;
     let device = device::open(&recipe.run.device, recipe.model.dtype)
-        .map_err(|e| Diagnostics::from(Diagnostic::mistake_from("device", &e).at(doc.span_of("run.device"))))?;
+        .map_err(|e| Diagnostics::from(device_fault(&e).at(doc.span_of("run.device"))))?;
     let training = match (adapter, full) {
         (Some(adapter), _) => {
             Training::Lora(LoraPlan { modules: bind_adapter(adapter, model)?, dropout: 0.0, seed: 0 })

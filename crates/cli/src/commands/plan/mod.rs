@@ -75,7 +75,8 @@ fn trained(plan: &Plan) -> String {
 }
 
 fn memory_of(plan: &Plan) -> String {
-    let mut table = Table::new(["memory", ">bytes"]);
+    let of_each = plan.device.count() > 1 && !plan.device.on_host;
+    let mut table = Table::new([if of_each { "memory of each device" } else { "memory" }, ">bytes"]);
     for (name, size) in &plan.cost.memory.rows {
         table.row([(*name).to_owned(), bytes(*size)]);
     }
@@ -124,6 +125,7 @@ fn as_json(plan: &Plan, estimate: Option<&Estimate>) -> Value {
         "steps": plan.total_steps,
         "step_tokens": plan.cost.step_tokens,
         "device": plan.device.name,
+        "devices": plan.device.count(),
         "micro_batch": plan.micro_batch,
         "micro_batch_tokens": plan.cost.worst_tokens,
         "recompute": plan.recompute,
