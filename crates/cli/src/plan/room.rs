@@ -1,11 +1,11 @@
 //! How much fits: the micro-batch, and how many blocks run again, from the memory that is there.
 
 use qwen_tune_data::{Dataset, StepSize};
-use qwen_tune_model::{Training, weight_dtype};
-use qwen_tune_qwen::memory::{self, FlopInput, Flops, Kept, Learned, MemoryInput, MemoryPlan};
+use qwen_tune_model::{Master, Training, weight_dtype};
+use qwen_tune_qwen::memory::{self, FlopInput, Flops, Formats, Kept, Learned, MemoryInput, MemoryPlan};
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_train::device::OpenDevice;
-use qwen_tune_train::{EVAL_GROUP, head_rows, process};
+use qwen_tune_train::{EVAL_GROUP, OptimizerKind, head_rows, process};
 
 use super::Trained;
 use super::worst::{Layout, Lengths};
@@ -43,6 +43,8 @@ impl MemoryTable {
 pub struct Cost {
     /// What is trained, as counts of memory and operations see it.
     pub learned: Learned,
+    /// How that is held.
+    pub formats: Formats,
     /// Operations for each token.
     pub flops: Flops,
     /// What is held at the peak.
@@ -89,6 +91,13 @@ impl Load<'_> {
         learned(&self.trained.training)
     }
 
+    fn formats(&self) -> Formats {
+        Formats {
+            coded_moments: self.recipe.optimizer.kind == OptimizerKind::AdamW8bit,
+            narrow_values: matches!(&self.trained.training, Training::Full(plan) if plan.master == Master::Bf16),
+        }
+    }
+
     fn plan(&self, way: Way, max_length: usize) -> MemoryPlan {
         let spec = &self.model.spec;
         let layout = Layout { max_length, ..self.layout };
@@ -102,6 +111,7 @@ impl Load<'_> {
             spec,
             inventory: &self.model.inventory,
             learned: &self.learned(),
+            formats: self.formats(),
             weights: self.frozen_bytes(),
             activation_bytes: size,
             batch,
@@ -222,6 +232,7 @@ impl Load<'_> {
             },
             eval_tokens: self.eval.map_or(0.0, |(held, lengths)| held.rows().min(limit) as f64 * lengths.mean()),
             learned,
+            formats: self.formats(),
         }
     }
 
@@ -289,9 +300,10 @@ pub(super) fn learned(training: &Training) -> Learned {
     match training {
         Training::Nothing => Learned::nothing(),
         Training::Lora(plan) => {
-            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+            let ranks = plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect();
+            Learned::Adapters { ranks, whole: plan.whole.keys().cloned().collect() }
         }
-        Training::Full(names) => Learned::Base(names.clone()),
+        Training::Full(plan) => Learned::Base(plan.tensors.clone()),
     }
 }
 
