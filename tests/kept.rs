@@ -80,9 +80,10 @@ fn held(decoder: &Decoder, block: &Block, parameters: &Parameters, dtype: DType,
 fn learned(training: &Training) -> Learned {
     match training {
         Training::Lora(plan) => {
-            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+            let ranks = plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect();
+            Learned::Adapters { ranks, whole: plan.whole.keys().cloned().collect() }
         }
-        Training::Full(names) => Learned::Base(names.clone()),
+        Training::Full(plan) => Learned::Base(plan.tensors.clone()),
         Training::Nothing => unreachable!(),
     }
 }

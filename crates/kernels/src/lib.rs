@@ -22,6 +22,7 @@
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
 mod adamw;
+mod adamw_compact;
 mod add;
 mod attention;
 mod blocks;
@@ -52,6 +53,7 @@ mod oracle;
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
     pub use crate::adamw::reference::{adamw, global_norm};
+    pub use crate::adamw_compact::reference::adamw_compact;
     pub use crate::add::reference::add;
     pub use crate::attention::reference::attention;
     pub use crate::causal_conv::reference::causal_conv;
@@ -71,6 +73,7 @@ pub mod reference {
 }
 
 pub use adamw::{AdamW, Trained, adamw, global_norm};
+pub use adamw_compact::{BLOCK as CODE_BLOCK, Codes, CompactTrained, DynamicMap, Moment, adamw_compact};
 pub use add::add;
 pub use attention::attention;
 pub use blocks::{Blocks, HostNumbers, Int8, Nf4, Packed, Weight};

@@ -22,9 +22,9 @@ mod parameters;
 mod sparse;
 
 pub use attention::Attention;
-pub use build::{BuildError, Builder, LoraModule, LoraPlan, Training, mix};
+pub use build::{BuildError, Builder, FullPlan, LoraModule, LoraPlan, Training, mix};
 pub use burn::tensor::Device;
-pub use config::{ComputeDtype, FullConfig, LoraConfig, ModelConfig, Quantize};
+pub use config::{ComputeDtype, FullConfig, LoraConfig, Master, ModelConfig, Quantize};
 pub use context::{Cache, Context};
 pub use decoder::{Block, Decoder, ModelPart};
 pub use frozen::Storage;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use qwen_tune_data::Batch;
 use qwen_tune_kernels::{self as kernels, HostCopy};
 use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing};
@@ -29,8 +29,9 @@ impl Gradients {
         self.slots.get(&slot)
     }
 
-    /// Adds to a slot.
+    /// Adds to a slot, in f32: a tensor held in bf16 has its gradients in bf16, of which a sum would lose the small ones.
     pub fn add(&mut self, slot: usize, gradient: Tensor<1>) {
+        let gradient = if gradient.dtype() == DType::F32 { gradient } else { gradient.cast(DType::F32) };
         let sum = match self.slots.remove(&slot) {
             Some(sum) => sum + gradient,
             None => gradient,
@@ -125,10 +126,8 @@ pub fn accumulate(
     let context = decoder.context(&sequences, &batch.positions);
     let trains_embedding = decoder.embedding().is_trained();
 
-    // Embedding. Its gradient needs no tape through the blocks, only dx of the lowest one.
-    let embedding_pass = Pass::taped(parameters, None);
-    let embedded = decoder.embed(&batch.ids, &embedding_pass);
-    let mut x = embedded.clone().inner();
+    // Embedding. Its gradient needs no tape, only dx of the lowest block.
+    let mut x = decoder.embed(&batch.ids, &Pass::plain(parameters));
 
     // Forward through the blocks.
     let mut kept = Vec::with_capacity(decoder.blocks().len());
@@ -229,9 +228,8 @@ pub fn accumulate(
             None => return passed,
         }
     }
-    if trains_embedding {
-        let mut tape = kernels::seed(embedded, upstream).backward();
-        gradients.add_leaves(embedding_pass.into_leaves(), &mut tape);
+    if let Weight::Trained { slot, .. } = decoder.embedding() {
+        gradients.add(*slot, decoder.embedding_gradient(&batch.ids, upstream));
     }
     passed
 }

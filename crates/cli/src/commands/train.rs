@@ -97,8 +97,8 @@ fn witness(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<ex
         Some(eval) => (&eval.dataset, export::HELD_OUT),
         None => (&plan.data, export::TRAINED_ON),
     };
-    let has_adapter = matches!(plan.trained.artefact, Artefact::Adapter { .. });
-    export::Witness::of(decoder, parameters, has_adapter, plan.data.encoder(), Some(rows), plan.device.clone())
+    let base_is_there = matches!(&plan.trained.artefact, Artefact::Adapter { whole, .. } if whole.is_empty());
+    export::Witness::of(decoder, parameters, base_is_there, plan.data.encoder(), Some(rows), plan.device.clone())
 }
 
 /// The model on the devices beside the first.

@@ -10,7 +10,8 @@ use qwen_tune_train::device::{self, DeviceError, OpenDevice};
 use qwen_tune_train::threads::{self, Threads};
 use qwen_tune_train::{EvalConfig, EvalData, EvalSource, ObjectiveKind};
 
-use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults, trained};
+use super::trained::{self, trained};
+use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Purpose, Recipe, RecipeDoc};
 
@@ -46,6 +47,10 @@ impl Inputs {
             faults.extend(quantised_twice(recipe, model, doc));
             faults.keep(trained(recipe, doc, model))
         });
+        if let Some((device, said)) = &device {
+            // A device that stands in for another says nothing about the other's number format.
+            faults.extend(said.is_none().then(|| trained::narrow_master_in_f32(recipe, doc, device)).flatten());
+        }
         let eval = recipe.eval.clone().unwrap_or_default();
         let whole = faults.keep(open_data(&recipe.data, encoder.as_ref(), doc, "data")).flatten();
         let held = faults.keep(held_out(&eval, encoder.as_ref(), doc)).flatten();

@@ -1,13 +1,13 @@
 //! How much fits: the micro-batch, and how many blocks run again, from the memory that is there.
 
 use qwen_tune_data::{Dataset, Packing, StepSize};
-use qwen_tune_model::{Storage, Training};
+use qwen_tune_model::{Master, Storage, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::memory::{
-    self, Extent, FlopInput, Flops, Kept, Learned, MemoryInput, MemoryPlan, Offload, WeightBytes,
+    self, Extent, FlopInput, Flops, Formats, Kept, Learned, MemoryInput, MemoryPlan, Offload, WeightBytes,
 };
 use qwen_tune_train::device::OpenDevice;
-use qwen_tune_train::{head_rows, process};
+use qwen_tune_train::{OptimizerKind, head_rows, process};
 
 use super::Trained;
 use super::worst::Worst;
@@ -47,6 +47,8 @@ impl MemoryTable {
 pub struct Cost {
     /// What is trained, as counts of memory and operations see it.
     pub learned: Learned,
+    /// How that is held.
+    pub formats: Formats,
     /// Operations for each token.
     pub flops: Flops,
     /// What is held at the peak.
@@ -101,6 +103,13 @@ impl Load<'_> {
         learned(&self.trained.training)
     }
 
+    fn formats(&self) -> Formats {
+        Formats {
+            coded_moments: self.recipe.optimizer.kind == OptimizerKind::AdamW8bit,
+            narrow_values: matches!(&self.trained.training, Training::Full(plan) if plan.master == Master::Bf16),
+        }
+    }
+
     fn plan(&self, way: Way, max_length: usize) -> MemoryPlan {
         let spec = &self.model.spec;
         let largest = self.worst.largest(way.micro_batch, max_length);
@@ -111,6 +120,7 @@ impl Load<'_> {
             spec,
             inventory: &self.model.inventory,
             learned: &self.learned(),
+            formats: self.formats(),
             weights: &self.frozen_bytes(),
             activation_bytes: size,
             batch,
@@ -305,6 +315,7 @@ impl Load<'_> {
                 .zip(self.worst.eval.as_ref())
                 .map_or(0.0, |(held, lengths)| held.rows().min(limit) as f64 * lengths.mean()),
             learned,
+            formats: self.formats(),
         }
     }
 
@@ -385,9 +396,10 @@ pub(super) fn learned(training: &Training) -> Learned {
     match training {
         Training::Nothing => Learned::nothing(),
         Training::Lora(plan) => {
-            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+            let ranks = plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect();
+            Learned::Adapters { ranks, whole: plan.whole.keys().cloned().collect() }
         }
-        Training::Full(names) => Learned::Base(names.clone()),
+        Training::Full(plan) => Learned::Base(plan.tensors.clone()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What fits on a card: the longest row that a model can be trained on there.
 
-use super::{Extent, Kept, Learned, MemoryInput, Offload, WeightBytes, plan};
+use super::{Extent, Formats, Kept, Learned, MemoryInput, Offload, WeightBytes, plan};
 use crate::{DecoderSpec, TensorSpec};
 
 /// Share of a card that a plan may fill; the rest is the driver's, the screen's and what allocators cannot join.
@@ -46,6 +46,7 @@ impl OneRow<'_> {
             spec,
             inventory,
             learned,
+            formats: Formats::default(),
             weights,
             activation_bytes,
             batch: Extent::of([tokens as usize]),

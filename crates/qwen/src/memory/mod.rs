@@ -55,10 +55,12 @@ pub fn head_parameters(spec: &DecoderSpec) -> u64 {
 /// What is trained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Learned {
-    /// Adapters.
+    /// Adapters, and tensors of the base beside them.
     Adapters {
-        /// Their ranks by module path, as the inventory has it.
+        /// Ranks of the adapters by module path, as the inventory has it.
         ranks: BTreeMap<String, usize>,
+        /// Tensors of the base that are trained whole, by inventory name.
+        whole: BTreeSet<String>,
     },
     /// Tensors of the base, by inventory name.
     Base(BTreeSet<String>),
@@ -72,11 +74,35 @@ impl Learned {
 
     /// Trained numbers that belong to a tensor: of its adapter, or its own.
     pub fn numbers_of(&self, tensor: &TensorSpec) -> u64 {
-        match self {
-            Self::Adapters { .. } => self.rank_of(tensor) * widths(tensor),
-            Self::Base(names) if names.contains(&tensor.name) => tensor.elements(),
-            Self::Base(_) => 0,
+        if self.is_base(tensor) { tensor.elements() } else { self.rank_of(tensor) * widths(tensor) }
+    }
+
+    /// The trained tensors that belong to a tensor: A and B of its adapter, or itself.
+    fn shapes_of(&self, tensor: &TensorSpec) -> Vec<Vec<usize>> {
+        if self.is_base(tensor) {
+            return vec![tensor.shape.clone()];
         }
+        match (self.rank_of(tensor) as usize, tensor.matrices()) {
+            (0, _) | (_, None) => Vec::new(),
+            (rank, Some(all)) => vec![vec![all.count, rank, all.columns], vec![all.count, all.rows, rank]],
+        }
+    }
+
+    /// Bytes of values and moments of what is trained.
+    fn held(&self, inventory: &[TensorSpec], formats: Formats) -> u64 {
+        let of_tensor = |tensor: &TensorSpec| -> u64 {
+            let is_narrow = self.is_base(tensor) && formats.narrow_values && tensor.is_product_matrix();
+            let of_shape = |shape: Vec<usize>| {
+                let numbers = shape.iter().product::<usize>() as u64;
+                let moments = match formats.coded_moments && has_coded_moments(&shape) {
+                    true => 2 * (numbers + 4 * numbers.div_ceil(CODE_BLOCK)),
+                    false => 2 * 4 * numbers,
+                };
+                numbers * if is_narrow { 2 } else { 4 } + moments
+            };
+            self.shapes_of(tensor).into_iter().map(of_shape).sum()
+        };
+        inventory.iter().map(of_tensor).sum()
     }
 
     /// All trained numbers.
@@ -86,7 +112,8 @@ impl Learned {
 
     /// Whether a tensor of the base learns itself.
     pub fn is_base(&self, tensor: &TensorSpec) -> bool {
-        matches!(self, Self::Base(names) if names.contains(&tensor.name))
+        let (Self::Base(names) | Self::Adapters { whole: names, .. }) = self;
+        names.contains(&tensor.name)
     }
 
     /// Numbers between A and B of a token's way through a tensor's adapter: its rank, for each expert that the token goes
@@ -98,7 +125,7 @@ impl Learned {
     /// Rank of a tensor's adapter; 0 without one.
     fn rank_of(&self, tensor: &TensorSpec) -> u64 {
         match (self, &tensor.module) {
-            (Self::Adapters { ranks }, Some(module)) => ranks.get(module).map_or(0, |rank| *rank as u64),
+            (Self::Adapters { ranks, .. }, Some(module)) => ranks.get(module).map_or(0, |rank| *rank as u64),
             _ => 0,
         }
     }
@@ -107,13 +134,32 @@ impl Learned {
     fn adapter_products(&self, spec: &DecoderSpec, inventory: &[TensorSpec]) -> u64 {
         let part = |tensor: &TensorSpec| {
             let (active, all) = ways(tensor.layer.map(|layer| &spec.layers[layer]), tensor);
-            self.numbers_of(tensor) / all * active
+            if self.is_base(tensor) { 0 } else { self.numbers_of(tensor) / all * active }
         };
         match self {
             Self::Adapters { .. } => inventory.iter().map(part).sum(),
             Self::Base(_) => 0,
         }
     }
+}
+
+/// How what is trained is held from update to update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Formats {
+    /// Moments as 8-bit codes, where [`has_coded_moments`].
+    pub coded_moments: bool,
+    /// Matrices of the base in bf16.
+    pub narrow_values: bool,
+}
+
+/// Numbers that share the scale of their codes.
+const CODE_BLOCK: u64 = 256;
+
+/// Whether an optimizer with 8-bit moments has codes for a tensor of this shape: a matrix of 4096 numbers or more. What is
+/// smaller costs nothing in f32, as bitsandbytes and torchao have it; vectors scale whole channels, and their gradients are
+/// of very different sizes.
+pub fn has_coded_moments(shape: &[usize]) -> bool {
+    shape.len() > 1 && shape.iter().product::<usize>() >= 4096
 }
 
 /// How much of the forward pass is kept for the backward pass.
@@ -162,6 +208,8 @@ pub struct MemoryInput<'a> {
     pub inventory: &'a [TensorSpec],
     /// What is trained.
     pub learned: &'a Learned,
+    /// How that is held.
+    pub formats: Formats,
     /// Bytes of the frozen weights.
     pub weights: &'a WeightBytes,
     /// Bytes of an activation.
@@ -234,7 +282,7 @@ impl WeightBytes {
 pub struct MemoryPlan {
     /// The base's frozen weights.
     pub weights: u64,
-    /// Trained numbers and their two moments, f32.
+    /// Trained numbers and their two moments.
     pub trained: u64,
     /// Their gradients, f32.
     pub gradients: u64,
@@ -322,7 +370,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     };
     MemoryPlan {
         weights,
-        trained: trained * 3 * 4,
+        trained: learned.held(inventory, input.formats),
         gradients: trained * 4,
         kept,
         layer,
@@ -332,7 +380,12 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
             0 => 0,
             tokens => (without_tape * tokens).max(3 * hidden * size * tokens + chunk(tokens)),
         },
-        update: if input.update_in_place { 0 } else { 4 * largest * 4 },
+        update: match (input.update_in_place, input.formats == Formats::default()) {
+            (true, _) => 0,
+            (false, true) => 4 * largest * 4,
+            // Values and moments in f32 beside the new ones.
+            (false, false) => 8 * largest * 4,
+        },
         host: input.weights.total() - weights + away.iter().sum::<u64>() - here,
     }
 }

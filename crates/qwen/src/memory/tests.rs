@@ -30,7 +30,8 @@ fn model(
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
+    let learned =
+        Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect(), whole: BTreeSet::new() };
     Model { spec, inventory, learned }
 }
 
@@ -111,6 +112,7 @@ fn plan_with(model: &Model, learned: &Learned, layers: usize, offload: Offload) 
         spec: &model.spec,
         inventory: &model.inventory,
         learned,
+        formats: Formats::default(),
         weights: &WeightBytes::of(&model.inventory, learned, |tensor| 2 * tensor.elements()),
         activation_bytes: 2,
         batch: Extent::of([2048]),
@@ -160,12 +162,14 @@ fn recurrences_keep_their_states_between_chunks_only() {
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
+    let learned =
+        Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect(), whole: BTreeSet::new() };
     let kept = |batch| {
         plan(&MemoryInput {
             spec: &spec,
             inventory: &inventory,
             learned: &learned,
+            formats: Formats::default(),
             weights: &WeightBytes::default(),
             activation_bytes: 4,
             batch,
@@ -185,13 +189,14 @@ fn recurrences_keep_their_states_between_chunks_only() {
 #[test]
 fn what_is_trained_decides_what_is_kept() {
     let model = small();
-    let Learned::Adapters { ranks } = &model.learned else { unreachable!() };
+    let Learned::Adapters { ranks, .. } = &model.learned else { unreachable!() };
     let of = |wanted: &dyn Fn(&str) -> bool| Learned::Adapters {
         ranks: ranks
             .iter()
             .filter(|(module, _)| wanted(module))
             .map(|(module, rank)| (module.clone(), *rank))
             .collect(),
+        whole: BTreeSet::new(),
     };
     let all = plan_of(&model, &model.learned, 28).kept;
     let attention = plan_of(&model, &of(&|module| module.contains("self_attn")), 28).kept;

@@ -49,11 +49,12 @@ pub(super) struct Quantised {
 }
 
 impl Witness {
-    /// Asks the model. `data` are rows it was not trained on, where there are some.
+    /// Asks the model. `data` are rows it was not trained on, where there are some; without its adapters it is the base if
+    /// `base_is_there`, which it is not where tensors of the base were trained themselves.
     pub(in crate::commands) fn of(
         decoder: &Decoder,
         parameters: &Parameters,
-        has_adapter: bool,
+        base_is_there: bool,
         encoder: &Arc<Encoder>,
         data: Option<(&Dataset, &str)>,
         device: OpenDevice,
@@ -69,14 +70,14 @@ impl Witness {
         let batches = pack::lay_out(&samples, Packing::Auto, encoder.config().max_length.max(TOKENS), 1);
         let pass = Pass::plain(parameters);
         let mut base = LossSum::default();
-        if has_adapter {
+        if base_is_there {
             let without = Pass::plain(parameters).without_adapters();
             batches.iter().for_each(|batch| base.add(decoder, &without, batch));
         }
         Ok(Self {
             reference: Reference::of(decoder, &pass, batches),
             rows,
-            base_perplexity: has_adapter.then(|| base.evaluation(0).perplexity),
+            base_perplexity: base_is_there.then(|| base.evaluation(0).perplexity),
             encoder: encoder.clone(),
             device,
             quantised: None,
