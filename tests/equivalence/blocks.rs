@@ -69,7 +69,7 @@ fn adapters(model: &ModelDir) -> Training {
         let values = Some((draw(all.columns), draw(all.rows)));
         (tensor.module.clone().unwrap(), LoraModule { rank: 2, scale: 1.5, values })
     });
-    Training::Lora(LoraPlan { modules: modules.collect(), dropout: 0.0, seed: 0 })
+    Training::Lora(LoraPlan { modules: modules.collect(), ..LoraPlan::default() })
 }
 
 fn some_tokens() -> Batch {

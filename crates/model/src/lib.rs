@@ -33,5 +33,6 @@ pub use generate::{Generation, Sampling, StopReason, generate};
 pub use linear::{Linear, Lora};
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
+pub use packed::quantised_bytes;
 pub use parameters::{Matrix, Parameter, Parameters, Pass, Weight};
 pub use sparse::{Experts, Routing, Sparse};

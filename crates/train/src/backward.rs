@@ -228,8 +228,8 @@ pub fn accumulate(
             None => return passed,
         }
     }
-    if let Weight::Trained { slot, .. } = decoder.embedding() {
-        gradients.add(*slot, decoder.embedding_gradient(&batch.ids, upstream));
+    if let Some(slot) = decoder.embedding().slot() {
+        gradients.add(slot, decoder.embedding_gradient(&batch.ids, upstream));
     }
     passed
 }

@@ -8,12 +8,6 @@ const SHARE: f64 = 0.95;
 /// The runtime's context and the kernels' code.
 pub const DEVICE_PROGRAM: u64 = 512 << 20;
 
-/// Bytes of so many numbers in nf4: four bits each, of every 64 an eight-bit scale, of every 256 of those a factor.
-pub fn nf4_bytes(elements: u64) -> u64 {
-    let scales = elements.div_ceil(64);
-    elements.div_ceil(2) + scales + 4 * scales.div_ceil(256)
-}
-
 /// Bytes that a run may take of a card with so much memory.
 pub fn usable(card: u64) -> u64 {
     ((card as f64 * SHARE) as u64).saturating_sub(DEVICE_PROGRAM)

@@ -10,7 +10,7 @@ mod offload;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use fit::{DEVICE_PROGRAM, OneRow, nf4_bytes, usable};
+pub use fit::{DEVICE_PROGRAM, OneRow, usable};
 pub use flops::{FlopInput, Flops, flops};
 pub use kept::{Numbers, kept_by_layer};
 use kept::{Passing, kept_at_border, passing};

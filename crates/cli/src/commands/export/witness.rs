@@ -1,10 +1,9 @@
 //! [`Witness`]: what a trained model answers on a few rows, kept to hold every exported file against.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use qwen_tune_data::{Dataset, Encoder, Message, Origin, Packing, Sample, pack};
-use qwen_tune_model::{Decoder, LoraModule, LoraPlan, Parameters, Pass, Training};
+use qwen_tune_model::{Decoder, LoraPlan, Parameters, Pass, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{Fidelity, LossSum, Reference};
@@ -89,10 +88,10 @@ impl Witness {
     pub(in crate::commands) fn of_stored_base(
         self,
         model: &ModelDir,
-        modules: BTreeMap<String, LoraModule>,
+        adapter: LoraPlan,
         quantize: &'static str,
     ) -> Result<Self, Diagnostics> {
-        let training = Training::Lora(LoraPlan { modules, dropout: 0.0, seed: 0 });
+        let training = Training::Lora(adapter);
         let (decoder, parameters) = Decoder::load(model, &training, &self.device.device, self.device.dtype)
             .map_err(|e| failed("verify", &e))?;
         let pass = Pass::plain(&parameters);
@@ -103,7 +102,7 @@ impl Witness {
         batches.iter().for_each(|batch| base.add(&decoder, &without, batch));
         Ok(Self {
             reference: Reference::of(&decoder, &pass, batches),
-            base_perplexity: Some(base.evaluation(0).perplexity),
+            base_perplexity: self.base_perplexity.map(|_| base.evaluation(0).perplexity),
             quantised: Some(Quantised { quantize, fidelity }),
             ..self
         })

@@ -1,8 +1,11 @@
 //! `plan --table`: the longest rows that published models can be trained on, by card.
 
+use std::collections::BTreeSet;
+
+use qwen_tune_model::{Quantize, quantised_bytes};
 use qwen_tune_qwen::memory::{self, Learned, Offload, OneRow, WeightBytes};
 use qwen_tune_qwen::published::{PUBLISHED, Published};
-use qwen_tune_qwen::{LayerFilter, LoraTargets, Role, Switches, TensorSpec, inventory};
+use qwen_tune_qwen::{LayerFilter, LoraTargets, Switches, TensorSpec, inventory};
 use qwen_tune_train::head_rows;
 use serde_json::{Value, json};
 
@@ -17,27 +20,18 @@ const MOST_TOKENS: u64 = 1_000_000;
 /// Shorter rows are of no use.
 const FEWEST_TOKENS: u64 = 256;
 
-/// How the frozen weights are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Base {
-    Bf16,
-    Nf4,
+/// What the frozen weights of linear layers are held in.
+const BASES: [Quantize; 2] = [Quantize::None, Quantize::Nf4];
+
+fn title(quantize: Quantize) -> String {
+    match quantize {
+        Quantize::None => "LoRA, weights in bf16".to_owned(),
+        quantize => format!("QLoRA, weights in {}", quantize.name()),
+    }
 }
 
-impl Base {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "LoRA, weights in bf16",
-            Self::Nf4 => "QLoRA, weights in nf4",
-        }
-    }
-
-    fn bytes(self, tensor: &TensorSpec) -> u64 {
-        match (self, tensor.role) {
-            (Self::Nf4, Role::Linear(_) | Role::Experts) => memory::nf4_bytes(tensor.elements()),
-            _ => 2 * tensor.elements(),
-        }
-    }
+fn bytes(tensor: &TensorSpec, quantize: Quantize) -> u64 {
+    quantised_bytes(tensor, quantize).unwrap_or(2 * tensor.elements())
 }
 
 /// Contexts of a model with weights held in one way: without anything in host memory, and with what may wait there
@@ -48,14 +42,15 @@ struct Contexts {
     cells: Vec<[u64; 2]>,
 }
 
-fn contexts(model: &'static Published, base: Base) -> Contexts {
+fn contexts(model: &'static Published, base: Quantize) -> Contexts {
     let spec = model.spec();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default()
         .resolve(Switches::default(), &inventory, &LayerFilter::All)
         .expect("invariant: every decoder has linear layers");
-    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, RANK)).collect() };
-    let weights = WeightBytes::of(&inventory, &learned, |tensor| base.bytes(tensor));
+    let ranks = modules.into_iter().map(|module| (module, RANK)).collect();
+    let learned = Learned::Adapters { ranks, whole: BTreeSet::new() };
+    let weights = WeightBytes::of(&inventory, &learned, |tensor| bytes(tensor, base));
     let longest = |card: u64, offload| {
         let row = OneRow {
             spec: &spec,
@@ -72,8 +67,6 @@ fn contexts(model: &'static Published, base: Base) -> Contexts {
     Contexts { model, parameters: memory::parameters(&inventory), cells: cells.collect() }
 }
 
-const BASES: [Base; 2] = [Base::Bf16, Base::Nf4];
-
 /// As text.
 pub(super) fn text() -> String {
     let mut parts = vec![format!(
@@ -82,7 +75,8 @@ pub(super) fn text() -> String {
     )];
     for base in BASES {
         let cards: Vec<String> = CARDS.iter().map(|card| format!(">{card} GB")).collect();
-        let mut table = Table::new(std::iter::once(base.name()).chain(cards.iter().map(String::as_str)));
+        let title = title(base);
+        let mut table = Table::new(std::iter::once(title.as_str()).chain(cards.iter().map(String::as_str)));
         for model in PUBLISHED {
             let contexts = contexts(model, base);
             let cells = contexts.cells.iter().map(|&[here, away]| cell(here, away));
@@ -123,7 +117,7 @@ pub(super) fn as_json() -> Value {
             json!({
                 "model": contexts.model.name,
                 "parameters": contexts.parameters,
-                "base": match base { Base::Bf16 => "bf16", Base::Nf4 => "nf4" },
+                "quantize": base.name(),
                 "rank": RANK,
                 "cards": cards.collect::<Vec<_>>(),
             })
