@@ -1,5 +1,7 @@
 //! The norm behind linear attention: normalised, then gated.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -19,6 +21,10 @@ pub fn gated_norm<const D: usize>(x: Tensor<D>, z: Tensor<D>, weight: Tensor<1>,
     assert_eq!(dims[D - 1], size, "gated_norm: the last axis of {dims:?} must have the size of the weight");
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::gated_norm(&x, &z, &weight, eps) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::gated_norm(&x, &z, &weight, eps) {
         return y;
     }
     reference::gated_norm(x, z, weight, eps)

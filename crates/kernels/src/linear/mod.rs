@@ -5,6 +5,8 @@
 
 #[cfg(feature = "cpu")]
 mod backward;
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod fan_out;
 #[cfg(feature = "cpu")]
@@ -66,6 +68,10 @@ pub fn projections<const N: usize>(x: Tensor<2>, maps: [Projection; N]) -> [Tens
     }
     #[cfg(feature = "cpu")]
     if let Some(outputs) = flex::projections(&x, &maps) {
+        return outputs;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(outputs) = cube::projections(&x, &maps) {
         return outputs;
     }
     maps.map(|map| reference::linear(x.clone(), map.weight, map.bias, map.adapter))

@@ -1,5 +1,7 @@
 //! The norm of each head and its rotary embedding in one: queries and keys of Qwen3 and later.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -30,6 +32,10 @@ pub fn norm_rope(
     assert!(!cos.is_tracked() && !sin.is_tracked(), "norm_rope: angles are constants");
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::norm_rope(&x, &weight, [&cos, &sin], eps, zero_centred) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::norm_rope(&x, &weight, [&cos, &sin], eps, zero_centred) {
         return y;
     }
     reference::norm_rope(x, weight, cos, sin, eps, zero_centred)

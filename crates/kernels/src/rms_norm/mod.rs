@@ -1,5 +1,7 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, 2019) over the last axis.
 
+#[cfg(feature = "gpu")]
+pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 pub(crate) mod reference;
@@ -18,6 +20,10 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64, zero_
     assert_eq!(dims[D - 1], size, "rms_norm: the last axis of {dims:?} must have the size of the weight");
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::rms_norm(&x, &weight, eps, zero_centred) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::rms_norm(&x, &weight, eps, zero_centred) {
         return y;
     }
     reference::rms_norm(x, weight, eps, zero_centred)

@@ -1,5 +1,7 @@
 //! A gate between 0 and 1: on the output of attention (Qwen3-Next), on the shared expert.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -18,6 +20,10 @@ pub fn sigmoid_gate<const D: usize>(x: Tensor<D>, gate: Tensor<D>) -> Tensor<D> 
     assert_eq!(x.dtype(), gate.dtype(), "sigmoid_gate: x and gate must have one dtype");
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::sigmoid_gate(&x, &gate) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::sigmoid_gate(&x, &gate) {
         return y;
     }
     reference::sigmoid_gate(x, gate)

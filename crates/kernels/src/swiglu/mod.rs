@@ -1,5 +1,7 @@
 //! The gated activation of the feed-forward block (Shazeer, 2020).
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -16,6 +18,10 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     if let Some(y) = flex::swiglu(&gate, &up) {
         return y;
     }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::swiglu(&gate, &up) {
+        return y;
+    }
     reference::swiglu(gate, up)
 }
 
@@ -26,6 +32,10 @@ pub fn swiglu_joined(both: Tensor<2>) -> Tensor<2> {
     assert!(both.dims()[1].is_multiple_of(2), "swiglu_joined: two halves of {:?}", both.dims());
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::swiglu_joined(&both) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::swiglu_joined(&both) {
         return y;
     }
     reference::swiglu_joined(both)
