@@ -382,3 +382,25 @@ pub(super) fn available(precision: Precision) -> Vec<&'static Kernels> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lines_of_all_rows_are_fetched_once() {
+        let memory = vec![0u8; 8192];
+        for (rows, bytes, stride) in
+            [(0, 100, 200), (3, 0, 64), (1, 1, 1), (1, 300, 300), (7, 64, 1024), (5, 200, 1600)]
+        {
+            let mut ahead = Ahead::rows(memory.as_ptr(), rows, bytes, stride);
+            let mut fetched = Vec::new();
+            while !ahead.is_over() {
+                fetched.push(ahead.at as usize - memory.as_ptr() as usize);
+                ahead.fetch_line();
+            }
+            let lines = (0..rows).flat_map(|row| (0..bytes).step_by(LINE).map(move |at| row * stride + at));
+            assert_eq!(fetched, lines.collect::<Vec<_>>(), "{rows} rows of {bytes} bytes, {stride} apart");
+        }
+    }
+}
