@@ -30,8 +30,9 @@ fn peak(recipe: &str, settings: &[&str]) -> f64 {
 fn memory_is_predicted_within_a_tenth() {
     let large = ["--set", "run.global_batch=32", "--set", "run.steps=3"];
     let again = ["--set", "run.recompute=all"];
-    let cases: [(&str, Vec<&str>); 6] = [
+    let cases: [(&str, Vec<&str>); 7] = [
         (LORA, vec![]),
+        (LORA, [&large[..], &["--set", "model.quantize=nf4"]].concat()),
         (LORA, again.to_vec()),
         (LORA, large.to_vec()),
         (LORA, [&large[..], &again].concat()),

@@ -6,6 +6,8 @@ mod changed;
 mod disk;
 mod key_layout;
 mod kill;
+mod many;
+mod quantised;
 mod scene;
 mod smoke;
 mod stop;

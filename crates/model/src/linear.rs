@@ -5,13 +5,13 @@ use burn::tensor::Tensor;
 use qwen_tune_kernels::{self as kernels, Input};
 
 use crate::build::mix;
-use crate::parameters::{Pass, Weight};
+use crate::parameters::{Matrix, Pass, Weight};
 
 /// `y = x Wᵀ + b + s (x Aᵀ) Bᵀ`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
-    pub weight: Weight<2>,
+    pub weight: Matrix<2>,
     /// `[out]`.
     pub bias: Option<Weight<1>>,
     /// Takes part unless the pass turns adapters off.
@@ -67,7 +67,7 @@ impl Linear {
         kernels::projections(
             x,
             layers.map(|layer| kernels::Projection {
-                weight: pass.get(&layer.weight),
+                weight: pass.matrix(&layer.weight),
                 bias: layer.bias.as_ref().map(|bias| pass.get(bias)),
                 adapter: Lora::of(layer.adapter.as_ref(), pass),
             }),

@@ -11,7 +11,7 @@ use qwen_tune_qwen::spec::SparseSpec;
 use crate::build::{BuildError, Builder};
 use crate::linear::{Linear, Lora};
 use crate::mlp::Mlp;
-use crate::parameters::{Pass, Weight};
+use crate::parameters::{Matrix, Pass};
 
 /// `Σ_j p_j · expert_j(x)` over the k most probable experts, and `σ(gate x) · shared(x)` where there is a shared one.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct Sparse {
 /// One linear layer of every expert, with its adapters: `[experts, out, in]`.
 #[derive(Debug, Clone)]
 pub struct Experts {
-    pub(crate) weight: Weight<3>,
+    pub(crate) weight: Matrix<3>,
     pub(crate) adapter: Option<Lora<3>>,
 }
 
@@ -37,7 +37,7 @@ impl Experts {
 
     fn forward(&self, x_RI: impl Into<Input<2>>, groups: &Arc<Groups>, pass: &Pass<'_>) -> Tensor<2> {
         let adapter = Lora::of(self.adapter.as_ref(), pass);
-        kernels::grouped_linear(x_RI, &pass.get(&self.weight), groups, adapter.as_ref())
+        kernels::grouped_linear(x_RI, pass.matrix(&self.weight), groups, adapter.as_ref())
     }
 }
 

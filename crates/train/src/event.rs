@@ -34,6 +34,15 @@ pub enum Event {
         /// Its directory.
         path: PathBuf,
     },
+    /// A device ran out of memory in a step, which is made again with less at a time, as are all after it.
+    OutOfMemory {
+        /// Its number, from 1.
+        step: u64,
+        /// Most laid-out rows in one forward from now on.
+        micro_batch: usize,
+        /// Lowest blocks that run again in the backward from now on.
+        recompute: usize,
+    },
     /// Something a user should know but that stops nothing.
     Warned {
         /// One sentence.

@@ -8,6 +8,7 @@ use burn::tensor::{Bytes, DType, GradientCheckpointingStrategy, Shape};
 use burn_flex::{FlexTensor, Layout};
 
 use crate::Input;
+use crate::blocks::{Blocks, Weight};
 
 /// burn-flex with the tape this crate records on.
 pub(crate) type Tape = Autodiff<Flex, NoCheckpointing>;
@@ -82,6 +83,49 @@ impl Operand {
 
     fn into_guard(self) -> NodeGuard {
         self.node.unwrap_or_else(|| Taped::new(self.data).node())
+    }
+}
+
+/// A weight of products as the CPU forms keep it.
+#[derive(Clone, Debug)]
+pub(crate) enum Held<const D: usize> {
+    Dense(FlexTensor),
+    Blocks(Blocks<D>),
+}
+
+impl<const D: usize> Held<D> {
+    /// With the operand that gets its gradient, an absent one for blocks; `None` as [`Operand::of_float`].
+    pub(crate) fn of(weight: &Weight<D>) -> Option<(Self, Operand)> {
+        match weight {
+            Weight::Dense(tensor) => {
+                let operand = Operand::of_float(tensor)?;
+                Some((Self::Dense(operand.data().clone()), operand))
+            }
+            Weight::Blocks(blocks) => Some((Self::Blocks(blocks.clone()), Operand::absent())),
+        }
+    }
+
+    /// The same in C order.
+    pub(crate) fn contiguous(self) -> Self {
+        match self {
+            Self::Dense(tensor) => Self::Dense(contiguous(tensor)),
+            blocks => blocks,
+        }
+    }
+
+    pub(crate) fn dims(&self) -> [usize; D] {
+        match self {
+            Self::Dense(tensor) => std::array::from_fn(|axis| tensor.layout().shape()[axis]),
+            Self::Blocks(blocks) => blocks.dims(),
+        }
+    }
+
+    /// Format of its gradient; blocks have none.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(tensor) => tensor.dtype(),
+            Self::Blocks(_) => DType::F32,
+        }
     }
 }
 

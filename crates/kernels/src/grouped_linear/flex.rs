@@ -16,38 +16,40 @@ use rayon::prelude::*;
 use super::Groups;
 use crate::cpu::element::{Element, by_element, narrowed, wide};
 use crate::cpu::kept::Kept;
-use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::operand::{Held, Operand, contiguous, record};
 use crate::cpu::product::{Elements, Matrix, Number, Threads, new_product, product};
 use crate::cpu::rows::dropped;
 use crate::cpu::vector;
-use crate::{Adapter, Dropout, Input};
+use crate::{Adapter, Dropout, Input, Weight};
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex.
 pub(super) fn grouped_linear(
     input: &Input<2>,
-    weight: &Tensor<3>,
+    weight: &Weight<3>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
 ) -> Option<Tensor<2>> {
     let x = input.tensor();
     let absent = || Some(Operand::absent());
+    let (held, trained) = Held::of(weight)?;
     let parents = [
         Operand::of_float(x)?,
-        Operand::of_float(weight)?,
+        trained,
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.a))?,
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.b))?,
     ];
-    Some(by_element!(x.dtype(), E => forward::<E>(parents, input, groups, adapter)))
+    Some(by_element!(x.dtype(), E => forward::<E>(parents, input, held.contiguous(), groups, adapter)))
 }
 
 fn forward<E: Element + Number>(
     parents: [Operand; 4],
     input: &Input<2>,
+    weight: Held<3>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
 ) -> Tensor<2> {
-    let [x, weight, a, b] = parents.each_ref().map(Operand::contiguous);
-    let map = Stack::of(&weight);
+    let [x, a, b] = [&parents[0], &parents[2], &parents[3]].map(Operand::contiguous);
+    let map = Stack::of_held(&weight);
     let rows = Rows::of(&x);
     let low = adapter.map(|&Adapter { scale, dropout, .. }| {
         let dropped = dropout.map(|dropout| dropped(&wide(&x), dropout));
@@ -92,6 +94,16 @@ impl<'a> Stack<'a> {
     fn of(tensor: &'a FlexTensor) -> Self {
         let shape = tensor.layout().shape();
         Self { elements: dense(tensor), rows: shape[1], columns: shape[2] }
+    }
+
+    fn of_held(weight: &'a Held<3>) -> Self {
+        match weight {
+            Held::Dense(tensor) => Self::of(tensor),
+            Held::Blocks(blocks) => {
+                let [_, rows, columns] = blocks.dims();
+                Self { elements: Elements::Blocks(&**blocks.packed(), blocks.first()), rows, columns }
+            }
+        }
     }
 
     fn matrix(&self, group: usize) -> Matrix<'a> {
@@ -170,7 +182,7 @@ struct Step<E>(PhantomData<E>);
 struct Saved {
     /// Only when the weight or `A` is trained.
     x: Option<Kept>,
-    weight: FlexTensor,
+    weight: Held<3>,
     low: Option<Low>,
     groups: Arc<Groups>,
 }
@@ -207,7 +219,7 @@ impl<E: Element + Number> Backward<Flex, 4> for Step<E> {
         let dy = Rows::of(&dy);
         let saved = &ops.state;
         let groups = &*saved.groups;
-        let weight = Stack::of(&saved.weight);
+        let weight = Stack::of_held(&saved.weight);
         let (outputs, inputs) = (weight.rows, weight.columns);
         let [x_node, weight_node, a_node, b_node] = ops.parents;
 

@@ -49,8 +49,8 @@ fn agrees<const D: usize, const N: usize>(
         let input = if keep { Input::from(input.into_tensor()) } else { input };
         let adapter = Adapter { a: a.clone(), b: b.clone(), scale: 1.5, dropout: None };
         let maps = [
-            Projection { weight: weight.clone(), bias: None, adapter: Some(adapter.clone()) },
-            Projection { weight: other.clone(), bias: None, adapter: Some(adapter) },
+            Projection { weight: weight.clone().into(), bias: None, adapter: Some(adapter.clone()) },
+            Projection { weight: other.clone().into(), bias: None, adapter: Some(adapter) },
         ];
         let [one, two] = projections(input, maps);
         let grads = backward(&(one + two), &upstream);

@@ -13,7 +13,7 @@ pub(crate) mod reference;
 
 use burn::Tensor;
 
-use crate::{Dropout, Input};
+use crate::{Dropout, Input, Weight};
 
 /// A low-rank adapter of a linear map, or with three axes of one map a group.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub struct Adapter<const D: usize = 2> {
 #[derive(Clone, Debug)]
 pub struct Projection {
     /// `[out, in]`, as in checkpoints.
-    pub weight: Tensor<2>,
+    pub weight: Weight<2>,
     /// `[out]`.
     pub bias: Option<Tensor<1>>,
     /// `None` for the base alone.
@@ -46,7 +46,8 @@ pub struct Projection {
 /// their own.
 ///
 /// Kept for backward: `x` unless it is formed again, `drop(x)·Aᵀ` in f32, and handles of the weights; for a frozen `weight`
-/// without an adapter, not even `x`. Frozen tensors get no gradient and cost no product.
+/// without an adapter, not even `x`. Frozen tensors get no gradient and cost no product; of a weight in blocks nothing dense
+/// is kept.
 pub fn projections<const N: usize>(x: impl Into<Input<2>>, maps: [Projection; N]) -> [Tensor<2>; N] {
     let x = x.into();
     let [tokens, inputs] = x.tensor().dims();
@@ -75,11 +76,11 @@ pub fn projections<const N: usize>(x: impl Into<Input<2>>, maps: [Projection; N]
 /// One map; see [`projections`].
 pub fn linear(
     x: impl Into<Input<2>>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight<2>>,
     bias: Option<Tensor<1>>,
     adapter: Option<Adapter>,
 ) -> Tensor<2> {
-    let [y] = projections(x, [Projection { weight, bias, adapter }]);
+    let [y] = projections(x, [Projection { weight: weight.into(), bias, adapter }]);
     y
 }
 

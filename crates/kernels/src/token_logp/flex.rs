@@ -11,20 +11,22 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::{HeadLoss, chunk_tokens, online, trained_rows};
+use crate::Weight;
 use crate::cpu::element::{Element, by_element, narrowed};
-use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
+use crate::cpu::operand::{Held, Operand, contiguous, from_vec, record, slice};
 use crate::cpu::product::{Matrix, Number, Threads, product};
 use crate::cpu::vector;
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or the head a matrix with a reversed axis.
-pub(super) fn token_logp(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Option<Tensor<1>> {
-    let parents = [Operand::of_float(h)?, Operand::of_float(head)?];
-    Matrix::of(parents[1].data())?;
-    Some(by_element!(h.dtype(), E => forward::<E>(parents, targets)))
+pub(super) fn token_logp(h: &Tensor<2>, head: &Weight<2>, targets: &[i32]) -> Option<Tensor<1>> {
+    let (head, trained) = Held::of(head)?;
+    Matrix::of_held(&head)?;
+    let parents = [Operand::of_float(h)?, trained];
+    Some(by_element!(h.dtype(), E => forward::<E>(parents, head, targets)))
 }
 
-fn forward<E: Element + Number>(parents: [Operand; 2], targets: &[i32]) -> Tensor<1> {
-    let pass = Pass::<E>::new(parents[0].contiguous(), parents[1].data().clone(), targets);
+fn forward<E: Element + Number>(parents: [Operand; 2], head: Held<2>, targets: &[i32]) -> Tensor<1> {
+    let pass = Pass::<E>::new(parents[0].contiguous(), head, targets);
     let mut logp = vec![0.0; targets.len()];
     let mut lse = Vec::with_capacity(pass.rows.len());
     pass.for_chunks(|chunk| {
@@ -48,13 +50,13 @@ fn forward<E: Element + Number>(parents: [Operand; 2], targets: &[i32]) -> Tenso
 /// As [`token_logp`]; `wants_head` says whether the head's gradient is formed.
 pub(super) fn head_loss(
     h: &Tensor<2>,
-    head: &Tensor<2>,
+    head: &Weight<2>,
     targets: &[i32],
     weights: &[f32],
     wants_head: bool,
 ) -> Option<HeadLoss> {
-    let head = Operand::of_float(head)?.data().clone();
-    Matrix::of(&head)?;
+    let (head, _) = Held::of(head)?;
+    Matrix::of_held(&head)?;
     let h = Operand::of_float(h)?;
     Some(by_element!(h.dtype(), E => {
         let pass = Pass::<E>::new(h.contiguous(), head, targets);
@@ -103,7 +105,7 @@ fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> (Vec<f32>, Flex
 #[derive(Clone, Debug)]
 pub(super) struct Pass<E> {
     pub(super) h: FlexTensor,
-    head: FlexTensor,
+    head: Held<2>,
     pub(super) rows: Vec<usize>,
     pub(super) targets: Vec<usize>,
     element: PhantomData<E>,
@@ -128,21 +130,21 @@ impl<E> Chunk<'_, E> {
 }
 
 impl<E: Element + Number> Pass<E> {
-    fn new(h: FlexTensor, head: FlexTensor, targets: &[i32]) -> Self {
+    fn new(h: FlexTensor, head: Held<2>, targets: &[i32]) -> Self {
         let (rows, targets) = trained_rows(targets);
         Self { h, head, rows, targets, element: PhantomData }
     }
 
     pub(super) fn vocabulary(&self) -> usize {
-        self.head.layout().shape()[0]
+        self.head.dims()[0]
     }
 
     pub(super) fn size(&self) -> usize {
-        self.head.layout().shape()[1]
+        self.head.dims()[1]
     }
 
     pub(super) fn head_VD(&self) -> Matrix<'_> {
-        Matrix::of(&self.head).expect("invariant: checked before the pass was made").beside::<E>()
+        Matrix::of_held(&self.head).expect("invariant: checked before the pass was made").beside::<E>()
     }
 
     /// Calls `f` with the logits of one chunk after another.

@@ -19,6 +19,8 @@ const SHARE_FROM: usize = 128 * 128 * 128;
 const TASK: usize = 1 << 20;
 /// Lanes of the right operand's panels that are packed at a time: half of a common second-level cache.
 const GROUP_LANES: usize = 128 * 1024;
+/// Neighbouring columns of blocks that are decoded together: no format has longer blocks, so none is decoded twice.
+const DECODED_COLUMNS: usize = 256;
 /// Panels of the left operand for which the right one is not worth packing.
 const DIRECT_PANELS: usize = 2;
 
@@ -73,18 +75,28 @@ impl Job<'_> {
         let stages = self.stages();
         let width = self.kernels.columns();
         let (panels, strips) = (self.rows.div_ceil(self.height), self.columns.div_ceil(width));
+        let unit = self.unit();
+        let units = strips.div_ceil(unit);
         if threads == Threads::Caller || work < SHARE_FROM {
             return self.tasks(&stages, 0..strips, 0..panels, &mut Scratch::default());
         }
         // Columns first: each task packs the right operand's panels it needs.
         let tasks = (4 * rayon::current_num_threads()).min(work.div_ceil(TASK)).max(1);
-        let across = strips.min(tasks);
+        let across = units.min(tasks);
         let down = panels.min(tasks.div_ceil(across));
         let share = |count: usize, parts: usize, part: usize| (part * count / parts)..((part + 1) * count / parts);
         (0..across * down).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
-            let strips = share(strips, across, task / down);
+            let units = share(units, across, task / down);
+            let strips = units.start * unit..strips.min(units.end * unit);
             self.tasks(&stages, strips, share(panels, down, task % down), scratch);
         });
+    }
+
+    /// Strips that are packed together, at least.
+    fn unit(&self) -> usize {
+        let is_decoded = |right: &Matrix| matches!(right.elements, Elements::Blocks(..)) && right.column_stride == 1;
+        let width = self.kernels.columns();
+        if self.terms.iter().any(|(_, right)| is_decoded(right)) { (DECODED_COLUMNS / width).max(1) } else { 1 }
     }
 
     fn tasks(&self, stages: &[Vec<Stretch>], strips: Range<usize>, panels: Range<usize>, scratch: &mut Scratch) {
@@ -92,11 +104,12 @@ impl Job<'_> {
         // A panel of the left operand meets several of the right one while it is in the first-level cache.
         let steps = stages.iter().map(|stage| stage.iter().map(|stretch| stretch.steps).sum()).max().unwrap_or(0);
         let group = (GROUP_LANES / (width * steps).max(1)).max(1);
-        let tiles = if stages.len() > 1 { panels.len() * group.min(strips.len()) } else { 1 };
+        let packed = group.next_multiple_of(self.unit());
+        let tiles = if stages.len() > 1 { panels.len() * packed.min(strips.len()) } else { 1 };
         scratch.tiles.resize(tiles * TILE, 0.0);
         let plain = self.finish.bias.is_none() && self.finish.scale == 1.0;
-        for first in strips.clone().step_by(group) {
-            let strips = first..strips.end.min(first + group);
+        for first in strips.clone().step_by(packed) {
+            let strips = first..strips.end.min(first + packed);
             for (stage, stretches) in stages.iter().enumerate() {
                 self.rights(stretches, strips.clone(), panels.len(), scratch);
                 let last = stage + 1 == stages.len();
@@ -107,10 +120,11 @@ impl Job<'_> {
                 };
                 let mut wanted = next.iter().map(|stretch| self.right_lines(*stretch, of_strips.clone()).ahead());
                 let mut ahead = Ahead::NOTHING;
-                for panel in panels.clone() {
+                let groups = strips.clone().step_by(group).map(|first| first..strips.end.min(first + group));
+                for (group, panel) in groups.flat_map(|group| panels.clone().map(move |panel| (group.clone(), panel))) {
                     let rows = self.height.min(self.rows - panel * self.height);
                     self.lefts(stretches, panel, scratch);
-                    for (index, strip) in strips.clone().enumerate() {
+                    for (index, strip) in group.map(|strip| (strip - strips.start, strip)) {
                         if ahead.is_over() {
                             ahead = wanted.next().unwrap_or(Ahead::NOTHING);
                         }

@@ -4,6 +4,7 @@
 //! Packing converts: to bf16 pairs or to f32, whichever the tiles multiply. A pair that the inner dimension does not fill
 //! and lines that the panel lacks are zeros.
 
+mod blocks;
 mod source;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
@@ -67,6 +68,8 @@ impl<'a> Lines<'a> {
         let (first, size) = match self.elements {
             Elements::F32(values) => (values.as_ptr().cast(), size_of::<f32>()),
             Elements::Bf16(values) => (values.as_ptr().cast(), size_of::<bf16>()),
+            // Few bytes, and decoding them takes longer than fetching.
+            Elements::Blocks(..) => return Ahead::NOTHING,
         };
         match (self.inner_stride, self.stride) {
             (1, stride) => Ahead::rows(first, self.count, self.inner * size, stride * size),
@@ -101,6 +104,7 @@ impl<'a> Lines<'a> {
                 self.pack_from(&Rounded { values, scale: self.scale }, panels, widths);
             }
             (Elements::Bf16(values), Precision::Bf16) => self.pack_from(&Pairs(values), panels, widths),
+            (Elements::Blocks(packed, first), _) => self.pack_blocks(packed, first, panels, widths, precision),
         }
     }
 
