@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::ahead::Ahead;
 use super::finish::{Finish, Place, Target};
 use super::left::Rows;
 use super::pack::{Lane, Lines};
-use super::tile::{Ahead, Kernels, Strips, TILE, Tile};
+use super::tile::{Kernels, Strips, TILE, Tile};
 use super::{Elements, Matrix, Precision, Threads};
 
 /// Lanes of the inner dimension in one panel: it shares the second-level cache with the left operand's.
