@@ -31,6 +31,10 @@ fn config(family: &str) -> Value {
     for inner in ["moe_intermediate_size", "shared_expert_intermediate_size"] {
         fields.entry(inner).and_modify(|width| *width = 256.into());
     }
+    if family == "qwen2_moe" {
+        // The only way that llama.cpp has.
+        config["norm_topk_prob"] = false.into();
+    }
     config
 }
 

@@ -3,7 +3,7 @@
 //! Layout: d and dmin as F16, 12 bytes of scales and minimums, then the quants.
 
 use super::fit::{Fit, Search, WIDTH, fit};
-use super::nibbles::look_up;
+use super::nibbles::{look_up, table};
 use super::rounding;
 
 /// Numbers of a block.
@@ -140,7 +140,7 @@ pub(super) fn pack_nibbles(quants: &[u8; BLOCK], bytes: &mut [u8; 128]) {
 #[inline(always)]
 pub(super) fn look_up_nibbles<const SET: u8>(bytes: &[u8], x: &mut [f32; BLOCK], number: impl Fn(usize, u8) -> f32) {
     for (pair, (x, bytes)) in x.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0).enumerate() {
-        let tables = [0, 1].map(|side| std::array::from_fn(|q| number(2 * pair + side, q as u8)));
+        let tables = [table(|q| number(2 * pair, q)), table(|q| number(2 * pair + 1, q))];
         let (x, bytes) = (x.as_chunks_mut::<16>().0, bytes.as_chunks::<16>().0);
         for half in 0..2 {
             look_up::<SET, false>(&tables[0], &bytes[half], &mut x[half]);

@@ -42,7 +42,7 @@ pub(super) fn take_fifth_bits(quants: &mut [u8; 32]) -> [u8; 4] {
 #[inline(always)]
 pub(super) fn unpack<const SET: u8>(bytes: &[u8; 16], x: &mut [f32; 32], number: impl Fn(u8) -> f32) {
     let [low, high] = halves(x);
-    let table = std::array::from_fn(|q| number(q as u8));
+    let table = table(number);
     look_up::<SET, false>(&table, bytes, low);
     look_up::<SET, true>(&table, bytes, high);
 }
@@ -56,10 +56,20 @@ pub(super) fn unpack_five<const SET: u8>(
     number: impl Fn(u8) -> f32,
 ) {
     let [low, high] = halves(x);
-    let tables = [0, 16].map(|first| std::array::from_fn(|q| number(q as u8 + first)));
+    let tables = [table(&number), table(|q| number(q + 16))];
     let [f0, f1, f2, f3] = fifth;
     look_up_five::<SET, false>(&tables, bytes, u16::from_le_bytes([f0, f1]), low);
     look_up_five::<SET, true>(&tables, bytes, u16::from_le_bytes([f2, f3]), high);
+}
+
+/// What sixteen codes stand for. A loop: maps over arrays are calls here and there.
+#[inline(always)]
+pub(super) fn table(number: impl Fn(u8) -> f32) -> [f32; 16] {
+    let mut table = [0.0; 16];
+    for (q, value) in (0..).zip(&mut table) {
+        *value = number(q);
+    }
+    table
 }
 
 #[inline(always)]
@@ -140,7 +150,7 @@ mod lookup {
         x: &mut [f32; 16],
     ) {
         unsafe {
-            let [low, high] = [0, 1].map(|table| _mm512_loadu_ps(tables[table].as_ptr()));
+            let (low, high) = (_mm512_loadu_ps(tables[0].as_ptr()), _mm512_loadu_ps(tables[1].as_ptr()));
             let indices = indices::<HIGH>(bytes);
             let found = _mm512_permutexvar_ps(indices, low);
             _mm512_storeu_ps(x.as_mut_ptr(), _mm512_mask_permutexvar_ps(found, fifth, indices, high));
