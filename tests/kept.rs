@@ -80,9 +80,10 @@ fn held(decoder: &Decoder, block: &Block, parameters: &Parameters, dtype: DType,
 fn learned(training: &Training) -> Learned {
     match training {
         Training::Lora(plan) => {
-            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+            let ranks = plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect();
+            Learned::Adapters { ranks, whole: plan.whole.keys().cloned().collect() }
         }
-        Training::Full(names) => Learned::Base(names.clone()),
+        Training::Full(plan) => Learned::Base(plan.tensors.clone()),
         Training::Nothing => unreachable!(),
     }
 }
@@ -156,7 +157,7 @@ fn weights_in_blocks_take_the_bytes_of_their_blocks() {
     // Norms and tables; the matrices all lie in the file.
     let (others, _) = loaded(&model, DType::F32.into());
     for (quantize, bits) in [(Quantize::Nf4, 4.15), (Quantize::Int8, 8.1), (Quantize::Q4_0, 4.5)] {
-        let (held, planned) = loaded(&model, Storage { dtype: DType::F32, quantize });
+        let (held, planned) = loaded(&model, Storage { quantize, ..DType::F32.into() });
         let what = format!("{}: {held} bytes held, {planned} planned of {numbers} numbers", quantize.name());
         assert!(planned as f64 * 8.0 <= bits * numbers as f64, "{what}");
         // Ranges of small tensors' scales lie below what is counted.

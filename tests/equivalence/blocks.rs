@@ -8,6 +8,7 @@ use qwen_tune_data::Batch;
 use qwen_tune_kernels::{Int8, Nf4, Packed};
 use qwen_tune_model::{Decoder, LoraModule, LoraPlan, Quantize, Storage, Training};
 use qwen_tune_qwen::gguf::{self, About, GgufBlocks, Quant, WriteOptions};
+use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
 use qwen_tune_train::Likelihood;
 use qwen_tune_train::backward::Staging;
@@ -72,7 +73,7 @@ fn adapters(model: &ModelDir) -> Training {
         let values = Some((draw(all.columns), draw(all.rows)));
         (tensor.module.clone().unwrap(), LoraModule { rank: 2, scale: 1.5, values })
     });
-    Training::Lora(LoraPlan { modules: modules.collect(), dropout: 0.0, seed: 0 })
+    Training::Lora(LoraPlan { modules: modules.collect(), ..LoraPlan::default() })
 }
 
 fn some_tokens() -> Batch {
@@ -126,9 +127,25 @@ fn a_quantised_base_is_the_base_of_its_decoded_numbers() {
                 _ => values,
             });
             let what = format!("{family} in {}", quantize.name());
-            let blocks = step(&model, Storage { dtype: DType::F32, quantize });
+            let blocks = step(&model, Storage { quantize, ..DType::F32.into() });
             assert_same_step(&what, &blocks, &step(&numbers, DType::F32.into()));
             assert_ne!(blocks.0, step(&model, DType::F32.into()).0, "{what}: nothing was quantised");
+        }
+    }
+}
+
+#[test]
+fn weights_that_wait_in_host_memory_change_nothing() {
+    for family in FAMILIES {
+        let (home, model) = made(family);
+        // Of a bf16 checkpoint its mapping, and of another one a copy; the embedding alone, and the blocks, too.
+        let wide = decoded(&model, &home.path().join("wide"), |_, values| values);
+        for model in [&model, &wide] {
+            let here = step(model, DType::F32.into());
+            for offload in [Offload::Embedding, Offload::Inputs, Offload::Weights] {
+                let away = step(model, Storage { offload, ..DType::F32.into() });
+                assert_same_step(&format!("{family}, {}", offload.name()), &away, &here);
+            }
         }
     }
 }

@@ -22,6 +22,7 @@
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
 mod adamw;
+mod adamw_compact;
 mod add;
 mod attention;
 mod blocks;
@@ -32,6 +33,8 @@ mod dropout;
 mod gated_delta;
 mod gated_norm;
 mod grouped_linear;
+mod host_copy;
+mod input;
 mod linear;
 mod norm_rope;
 mod rms_norm;
@@ -50,6 +53,7 @@ mod oracle;
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
     pub use crate::adamw::reference::{adamw, global_norm};
+    pub use crate::adamw_compact::reference::adamw_compact;
     pub use crate::add::reference::add;
     pub use crate::attention::reference::attention;
     pub use crate::causal_conv::reference::causal_conv;
@@ -69,9 +73,10 @@ pub mod reference {
 }
 
 pub use adamw::{AdamW, Trained, adamw, global_norm};
+pub use adamw_compact::{BLOCK as CODE_BLOCK, Codes, CompactTrained, DynamicMap, Moment, adamw_compact};
 pub use add::add;
 pub use attention::attention;
-pub use blocks::{Blocks, Int8, Nf4, Packed, Weight};
+pub use blocks::{Blocks, HostNumbers, Int8, Nf4, Packed, Weight};
 pub use causal_conv::{causal_conv, causal_conv_step};
 #[cfg(feature = "cpu")]
 pub use cpu::product::{Instructions, instructions};
@@ -79,6 +84,8 @@ pub use dropout::Dropout;
 pub use gated_delta::{gated_delta, gated_delta_step};
 pub use gated_norm::gated_norm;
 pub use grouped_linear::{Groups, grouped_linear};
+pub use host_copy::HostCopy;
+pub use input::Input;
 pub use linear::{Adapter, Projection, linear, projections};
 pub use norm_rope::norm_rope;
 pub use rms_norm::rms_norm;

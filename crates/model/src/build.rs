@@ -3,13 +3,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_kernels::Blocks;
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
-use crate::frozen::{Storage, frozen, weight_dtype};
+use crate::config::Master;
+use crate::frozen::{Storage, frozen, host_numbers, waits, weight_dtype};
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
 use crate::packed::packed;
@@ -25,15 +27,38 @@ pub enum Training {
     Nothing,
     /// Adapters on the listed modules.
     Lora(LoraPlan),
-    /// The listed tensors of the base, by inventory name.
-    Full(BTreeSet<String>),
+    /// Tensors of the base.
+    Full(FullPlan),
 }
 
-/// Which modules get an adapter, and how it begins.
+/// Which tensors of the base are trained, and how they are held.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FullPlan {
+    /// By inventory name.
+    pub tensors: BTreeSet<String>,
+    /// Number format of the trained matrices that take part in products; norms, biases and other vectors are f32.
+    pub master: Master,
+}
+
+impl From<BTreeSet<String>> for FullPlan {
+    fn from(tensors: BTreeSet<String>) -> Self {
+        Self { tensors, master: Master::F32 }
+    }
+}
+
+impl FromIterator<String> for FullPlan {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        names.into_iter().collect::<BTreeSet<_>>().into()
+    }
+}
+
+/// Which modules get an adapter or are trained whole beside the adapters, and how they begin.
 #[derive(Debug, Clone, Default)]
 pub struct LoraPlan {
     /// By module path without the checkpoint's prefix: `layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraModule>,
+    /// Tensors of the base that are trained themselves, by inventory name: their first values, or the base's own.
+    pub whole: BTreeMap<String, Option<Vec<f32>>>,
     /// Probability that an input channel of A is dropped in training.
     pub dropout: f32,
     /// Seed of A where it is drawn.
@@ -66,6 +91,16 @@ pub enum BuildError {
         found: Vec<usize>,
         /// By the specification.
         expected: Vec<usize>,
+    },
+    /// Values of a whole tensor of the wrong size.
+    #[error("{found} values for the tensor `{name}`, expected {expected}")]
+    Whole {
+        /// Name in the inventory.
+        name: String,
+        /// Values given.
+        found: usize,
+        /// Values needed.
+        expected: usize,
     },
     /// Adapter values of the wrong size.
     #[error("adapter of `{module}` has {found} values in {which}, expected {expected}")]
@@ -146,9 +181,11 @@ impl<'a> Builder<'a> {
         let name = self.join(name);
         let stored = self.find(&name, &shape)?;
         if self.trains(&name) {
-            let values = self.site.model.read_f32(stored)?;
-            let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
-            return Ok(Weight::Trained { slot, shape });
+            let values = match self.given(&name, shape.iter().product())? {
+                Some(values) => values.to_vec(),
+                None => self.site.model.read_f32(stored)?,
+            };
+            return Ok(self.trained(stored, shape, values));
         }
         let Site { model, device, storage, .. } = *self.site;
         let dtype = if compute { weight_dtype(model, stored, device, storage.dtype) } else { DType::F32 };
@@ -167,12 +204,40 @@ impl<'a> Builder<'a> {
         let packed = if self.trains(&full) { None } else { packed(model, stored, storage.quantize, device)? };
         match packed {
             Some(packed) => Ok(Matrix::Packed(Blocks::new(packed, shape))),
+            None if !self.trains(&full) && waits(model, stored, storage.offload) => {
+                let dtype = weight_dtype(model, stored, device, storage.dtype);
+                Ok(Matrix::Packed(Blocks::new(Arc::new(host_numbers(model, stored, dtype)?), shape)))
+            }
             None => Ok(Matrix::Dense(self.tensor(name, shape, true)?)),
         }
     }
 
     fn trains(&self, name: &str) -> bool {
-        matches!(self.site.training, Training::Full(trained) if trained.contains(name))
+        match self.site.training {
+            Training::Nothing => false,
+            Training::Lora(plan) => plan.whole.contains_key(name),
+            Training::Full(plan) => plan.tensors.contains(name),
+        }
+    }
+
+    /// First values of a trained tensor that are not the base's.
+    fn given(&self, name: &str, expected: usize) -> Result<Option<&'a [f32]>, BuildError> {
+        let Training::Lora(plan) = self.site.training else { return Ok(None) };
+        let Some(values) = plan.whole.get(name).and_then(Option::as_deref) else { return Ok(None) };
+        let found = values.len();
+        if found == expected {
+            Ok(Some(values))
+        } else {
+            Err(BuildError::Whole { name: name.to_owned(), found, expected })
+        }
+    }
+
+    fn trained<const D: usize>(&self, tensor: &TensorSpec, shape: [usize; D], values: Vec<f32>) -> Weight<D> {
+        let is_narrow = matches!(self.site.training, Training::Full(plan) if plan.master == Master::Bf16);
+        let dtype = if is_narrow && tensor.is_product_matrix() { DType::BF16 } else { DType::F32 };
+        let name = tensor.name.clone();
+        let slot = self.site.parameters.borrow_mut().push_as(dtype, name, &shape, values, self.site.device);
+        Weight::Trained { slot, shape }
     }
 
     /// The matrix `name` below the cursor, which takes part in products: of its rows these, or all.
@@ -182,11 +247,16 @@ impl<'a> Builder<'a> {
     pub fn rows(&self, name: &str, shape: [usize; 2], rows: Option<&[u32]>) -> Result<Matrix<2>, BuildError> {
         let Some(rows) = rows else { return self.matrix(name, shape) };
         let name = self.join(name);
-        let values = self.site.model.read_rows_f32(self.find(&name, &shape)?, rows)?;
+        let stored = self.find(&name, &shape)?;
+        let values = match self.given(&name, shape[0] * shape[1])? {
+            Some(values) => {
+                rows.iter().flat_map(|&row| &values[row as usize * shape[1]..][..shape[1]]).copied().collect()
+            }
+            None => self.site.model.read_rows_f32(stored, rows)?,
+        };
         let shape = [rows.len(), shape[1]];
         if self.trains(&name) {
-            let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
-            return Ok(Matrix::Dense(Weight::Trained { slot, shape }));
+            return Ok(Matrix::Dense(self.trained(stored, shape, values)));
         }
         let values = TensorData::new(values, shape);
         let rows = Tensor::from_data(values, (self.site.device, self.site.storage.dtype));

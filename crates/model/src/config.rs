@@ -113,7 +113,9 @@ pub struct LoraConfig {
     /// Learning-rate ratio of B to A (arXiv 2402.12354). Not there yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plus_ratio: Option<f64>,
-    /// Modules trained in full and saved with the adapter. Not there yet.
+    /// Modules that are trained themselves, beside the adapters, and saved whole with them: names, paths or globs such as
+    /// `["embed_tokens", "lm_head"]`, where new tokens have to be learnt. They take the memory of full fine-tuning. Where the
+    /// head is the embedding (tied), either name means both, and both are saved.
     pub modules_to_save: Vec<String>,
     /// Which layers: `all`, or a list of indices and ranges such as `["0-3", 7]`.
     pub layers: LayerFilter,
@@ -160,4 +162,20 @@ pub struct FullConfig {
     pub freeze: Vec<String>,
     /// Globs over tensor names that are trained; empty trains all that `freeze` leaves.
     pub train: Vec<String>,
+    /// Number format in which trained matrices are held: `f32`, or `bf16` without any copy in f32.
+    pub master: Master,
+}
+
+/// Number format in which the trained matrices of full fine-tuning are held from update to update. Gradients of several
+/// micro-batches are added in f32 and an update is computed in f32 with either; norms and biases are held in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Master {
+    /// Four bytes a number. With `model.dtype = "bf16"` products round these on their way in; no second copy is kept.
+    #[default]
+    F32,
+    /// Two bytes a number, for `model.dtype = "bf16"`. Updates are rounded stochastically: up with the probability of the
+    /// part that would be lost, so that small ones count on average. The weights as they are saved are the trained ones
+    /// exactly.
+    Bf16,
 }

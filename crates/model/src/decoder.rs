@@ -1,8 +1,8 @@
 //! The decoder: embedding, blocks, final norm, head, as separate public steps, so that the staged backward can run them
 //! one at a time.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use qwen_tune_kernels as kernels;
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use qwen_tune_kernels::{self as kernels, Input};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
 
@@ -118,7 +118,7 @@ impl Block {
     }
 
     /// The residual behind the mixer, and what the feed-forward part sees of it.
-    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
+    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Input<2>) {
         let normed = self.input_layernorm.forward(x.clone(), pass);
         let change = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(normed, context, pass),
@@ -217,20 +217,32 @@ impl Decoder {
     /// Rows of the embedding, `[tokens, hidden]`, in the number format of the model's products.
     #[must_use]
     pub fn embed(&self, ids: &[u32], pass: &Pass<'_>) -> Tensor<2> {
-        let embedding = match &self.embed_tokens {
-            Matrix::Packed(rows) => return rows.rows(ids, &self.device, self.dtype),
-            Matrix::Dense(weight) => pass.get(weight),
-        };
+        match &self.embed_tokens {
+            Matrix::Packed(rows) => rows.rows(ids, &self.device, self.dtype),
+            Matrix::Dense(weight) => pass.get(weight).select(0, self.index(ids)).cast(self.dtype),
+        }
+    }
+
+    /// Gradient of a trained embedding, flat in f32, from that of [`Decoder::embed`]: rows of a token that occurs several
+    /// times are added in f32, whatever the embedding is held in.
+    #[must_use]
+    pub fn embedding_gradient(&self, ids: &[u32], upstream: Tensor<2>) -> Tensor<1> {
+        let [rows, hidden] = [self.spec.vocab_size, self.spec.hidden_size];
+        let sums = Tensor::<2>::zeros([rows, hidden], (&self.device, DType::F32));
+        let sums = sums.select_assign(0, self.index(ids), upstream.cast(DType::F32), IndexingUpdateOp::Add);
+        sums.reshape([rows * hidden])
+    }
+
+    fn index(&self, ids: &[u32]) -> Tensor<1, Int> {
         let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let count = ids.len();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
-        embedding.select(0, index).cast(self.dtype)
+        Tensor::from_data(TensorData::new(ids, [count]), &self.device)
     }
 
     /// The final norm.
     #[must_use]
     pub fn finish(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        self.norm.forward(x, pass)
+        self.norm.forward(x, pass).into_tensor()
     }
 
     /// The head's weight `[vocab, hidden]`; the embedding's own where they are tied.

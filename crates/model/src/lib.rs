@@ -22,8 +22,9 @@ mod parameters;
 mod sparse;
 
 pub use attention::Attention;
-pub use build::{BuildError, Builder, LoraModule, LoraPlan, Training, mix};
-pub use config::{ComputeDtype, FullConfig, LoraConfig, ModelConfig, Quantize};
+pub use build::{BuildError, Builder, FullPlan, LoraModule, LoraPlan, Training, mix};
+pub use burn::tensor::Device;
+pub use config::{ComputeDtype, FullConfig, LoraConfig, Master, ModelConfig, Quantize};
 pub use context::{Cache, Context};
 pub use decoder::{Block, Decoder, ModelPart};
 pub use frozen::Storage;
@@ -32,5 +33,6 @@ pub use generate::{Generation, Sampling, StopReason, generate};
 pub use linear::{Linear, Lora};
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
+pub use packed::quantised_bytes;
 pub use parameters::{Matrix, Parameter, Parameters, Pass, Weight};
 pub use sparse::{Experts, Routing, Sparse};

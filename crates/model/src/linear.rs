@@ -2,7 +2,7 @@
 //! throughout: the dense `W + s B A` and its gradient never exist.
 
 use burn::tensor::Tensor;
-use qwen_tune_kernels as kernels;
+use qwen_tune_kernels::{self as kernels, Input};
 
 use crate::build::mix;
 use crate::parameters::{Matrix, Pass, Weight};
@@ -56,14 +56,14 @@ impl Linear {
 
     /// `x` `[tokens, in]` to `[tokens, out]`.
     #[must_use]
-    pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    pub fn forward(&self, x: impl Into<Input<2>>, pass: &Pass<'_>) -> Tensor<2> {
         let [y] = Self::forward_all([self], x, pass);
         y
     }
 
     /// Several layers on one input, which is read once.
     #[must_use]
-    pub fn forward_all<const N: usize>(layers: [&Self; N], x: Tensor<2>, pass: &Pass<'_>) -> [Tensor<2>; N] {
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: impl Into<Input<2>>, pass: &Pass<'_>) -> [Tensor<2>; N] {
         kernels::projections(
             x,
             layers.map(|layer| kernels::Projection {

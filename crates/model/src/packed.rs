@@ -120,8 +120,17 @@ pub(crate) fn packed(
     Ok(Some(made))
 }
 
+/// Bytes of a tensor that is quantised as it is loaded; nothing of one that is not.
+#[must_use]
+pub fn quantised_bytes(tensor: &TensorSpec, quantize: Quantize) -> Option<u64> {
+    if tensor.shape.len() < 2 {
+        return None;
+    }
+    quantised(tensor, quantize).map(|format| (format.bytes)(tensor))
+}
+
 /// Bytes of a frozen tensor in blocks, if that is how it is held.
 pub(crate) fn packed_bytes(model: &ModelDir, tensor: &TensorSpec, quantize: Quantize, device: &Device) -> Option<u64> {
     let file = in_file(model, tensor, quantize, device).map(|blocks| blocks.bytes() as u64);
-    file.or_else(|| quantised(tensor, quantize).map(|format| (format.bytes)(tensor)))
+    file.or_else(|| quantised_bytes(tensor, quantize))
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_kernels as kernels;
 
 use crate::sparse::Routing;
@@ -17,7 +17,7 @@ pub struct Parameter {
     pub name: String,
     /// Shape in files.
     pub shape: Vec<usize>,
-    /// Values, f32, flat in row-major order.
+    /// Values, flat in row-major order: f32, or bf16 where a [`crate::FullPlan`] says so.
     pub value: Tensor<1>,
     /// Whether weight decay applies: matrices yes, norms and biases no.
     pub decays: bool,
@@ -31,7 +31,7 @@ impl Parameter {
     pub fn set(&mut self, values: Vec<f32>) {
         let count = self.shape.iter().product::<usize>();
         assert_eq!(values.len(), count, "invariant: values fill the shape of `{}`", self.name);
-        self.value = Tensor::from_data(TensorData::new(values, [count]), &self.value.device());
+        self.value = Tensor::from_data(TensorData::new(values, [count]), (&self.value.device(), self.value.dtype()));
     }
 }
 
@@ -42,10 +42,15 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Adds a tensor and returns its slot.
+    /// Adds a tensor in f32 and returns its slot.
     pub fn push(&mut self, name: String, shape: &[usize], values: Vec<f32>, device: &Device) -> usize {
+        self.push_as(DType::F32, name, shape, values, device)
+    }
+
+    /// Adds a tensor in this number format and returns its slot.
+    pub fn push_as(&mut self, dtype: DType, name: String, shape: &[usize], values: Vec<f32>, device: &Device) -> usize {
         assert_eq!(values.len(), shape.iter().product::<usize>(), "invariant: values fill the shape of `{name}`");
-        let value = Tensor::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), device);
+        let value = Tensor::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), (device, dtype));
         self.entries.push(Parameter { name, shape: shape.to_vec(), value, decays: shape.len() > 1 });
         self.entries.len() - 1
     }

@@ -87,8 +87,8 @@ fn kinds(spec: &DecoderSpec, training: &Training) -> (Vec<Kind>, usize) {
     let layers = spec.layers.len();
     let names: Box<dyn Iterator<Item = &str>> = match training {
         Training::Nothing => Box::new(std::iter::empty()),
-        Training::Lora(plan) => Box::new(plan.modules.keys().map(String::as_str)),
-        Training::Full(names) => Box::new(names.iter().map(String::as_str)),
+        Training::Lora(plan) => Box::new(plan.modules.keys().chain(plan.whole.keys()).map(String::as_str)),
+        Training::Full(plan) => Box::new(plan.tensors.iter().map(String::as_str)),
     };
     let mut trained = vec![false; layers];
     let mut lowest = layers;

@@ -10,7 +10,8 @@ use qwen_tune_train::device::{self, DeviceError, OpenDevice};
 use qwen_tune_train::threads::{self, Threads};
 use qwen_tune_train::{EvalConfig, EvalData, EvalSource, ObjectiveKind};
 
-use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults, trained};
+use super::trained::{self, trained};
+use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Purpose, Recipe, RecipeDoc};
 
@@ -46,6 +47,10 @@ impl Inputs {
             faults.extend(quantised_twice(recipe, model, doc));
             faults.keep(trained(recipe, doc, model))
         });
+        if let Some((device, said)) = &device {
+            // A device that stands in for another says nothing about the other's number format.
+            faults.extend(said.is_none().then(|| trained::narrow_master_in_f32(recipe, doc, device)).flatten());
+        }
         let eval = recipe.eval.clone().unwrap_or_default();
         let whole = faults.keep(open_data(&recipe.data, encoder.as_ref(), doc, "data")).flatten();
         let held = faults.keep(held_out(&eval, encoder.as_ref(), doc)).flatten();
@@ -149,16 +154,25 @@ fn open_device(
 ) -> Result<(OpenDevice, Option<Diagnostic>), Diagnostics> {
     let refused = |error: &DeviceError| {
         let key = if matches!(error, DeviceError::Dtype { .. }) { "model.dtype" } else { "run.device" };
-        Diagnostic::mistake_from("device", error).at(doc.span_of(key))
+        device_fault(error).at(doc.span_of(key))
     };
     match device::open(&recipe.run.device, recipe.model.dtype) {
         Ok(device) => Ok((device, None)),
-        Err(error @ (DeviceError::NotBuilt { .. } | DeviceError::Absent { .. })) if purpose == Purpose::Check => {
+        Err(error) if purpose == Purpose::Check && error.is_of_this_machine() => {
             let stand_in = device::open("cpu", ComputeDtype::Auto).map_err(|_| Diagnostics::from(refused(&error)))?;
             let message = format!("{error}; everything else was checked");
             Ok((stand_in, Some(Diagnostic::warning("device", message).at(doc.span_of("run.device")))))
         }
         Err(error) => Err(refused(&error).into()),
+    }
+}
+
+/// A device that cannot be used, and what to do about it.
+pub fn device_fault(error: &DeviceError) -> Diagnostic {
+    let mistake = Diagnostic::mistake_from("device", error);
+    match error.hint() {
+        Some(hint) => mistake.hint(hint).hint("or do without the device: `--set run.device=cpu`"),
+        None => mistake,
     }
 }
 

@@ -126,6 +126,7 @@ reports! {
     a_shape_beside_an_adapter_that_has_one: with!("[lora]\ninit = \"runs/a/adapter\"\nrank = 8\ntarget = \"mlp\"");
     a_device_that_is_none: with!("[run]\ndevice = \"gpu\"");
     a_device_with_a_wrong_number: with!("[run]\ndevice = \"cpu:1\"");
+    copies_on_the_cpu_that_do_not_count_from_0: with!("[run]\ndevice = \"cpu:1,2\"");
     a_device_that_is_not_built: with!("[run]\ndevice = \"vulkan\"");
     empty_paths: "[model]\nbase = \"\"\n\n[[data]]\npath = []\n\n[run]\ndir = \"\"\n\n[lora]\ninit = \" \"\n";
     data_numbers: "[model]\nbase = \"qwen\"\n\n[[data]]\npath = \"a\"\nweight = 0\n\n[[data]]\npath = \"b\"\nlimit = 0\n";

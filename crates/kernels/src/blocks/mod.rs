@@ -5,6 +5,7 @@
 //! of a layer's size is ever made of it. Elsewhere a weight is decoded whole for one product and given back
 //! (`product.rs`); a tape keeps the blocks' handle, in both.
 
+mod host;
 mod int8;
 mod lookup;
 mod nf4;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use burn::Tensor;
 use burn::tensor::{DType, Device, TensorData};
 
+pub use host::HostNumbers;
 pub use int8::Int8;
 pub use nf4::Nf4;
 pub(crate) use product::times_transposed;
@@ -30,6 +32,12 @@ pub trait Packed: Debug + Send + Sync {
 
     /// Name of the format.
     fn format(&self) -> &str;
+
+    /// So many numbers from `first` on as a flat tensor on a device, in the format they have, where that is less than moving
+    /// what `decode` makes of them.
+    fn on_device(&self, _first: usize, _count: usize, _device: &Device) -> Option<Tensor<1>> {
+        None
+    }
 
     /// The numbers from `first` on, decoded by the calling thread. A block of which some are wanted is decoded whole.
     ///
@@ -80,7 +88,10 @@ impl<const D: usize> Blocks<D> {
     /// All of it as a dense tensor.
     #[must_use]
     pub fn dense(&self, device: &Device, dtype: DType) -> Tensor<D> {
-        Tensor::from_data(TensorData::new(self.decoded(), self.shape), (device, dtype))
+        match self.packed.on_device(self.first, self.shape.iter().product(), device) {
+            Some(numbers) => numbers.cast(dtype).reshape(self.shape),
+            None => Tensor::from_data(TensorData::new(self.decoded(), self.shape), (device, dtype)),
+        }
     }
 
     /// Index of its first number.

@@ -72,6 +72,25 @@ fn int8_is_within_half_a_step_of_its_row() {
 }
 
 #[test]
+fn numbers_in_host_memory_are_brought_as_they_are() {
+    let mut random = Random::new(9);
+    for dtype in [DType::F32, DType::BF16] {
+        let numbers: Tensor<2> = random.tensor([5, 7]).cast(dtype);
+        // One byte in, so that nothing is aligned.
+        let bytes = [&[0], numbers.to_data().as_bytes()].concat();
+        let packed = HostNumbers::new(bytes::Bytes::from(bytes).slice(1..), dtype);
+        assert_eq!((packed.numbers(), packed.bytes()), (35, 35 * dtype.size()));
+        let expected = numbers.cast(DType::F32);
+        let mut decoded = vec![0.0; 8];
+        packed.decode(10, &mut decoded);
+        let part = packed.on_device(10, 8, &Device::flex()).unwrap();
+        assert_eq!(part.dtype(), dtype);
+        assert_eq!(part.cast(DType::F32).to_data().try_to_vec::<f32>().unwrap(), decoded);
+        assert_same_bits(&dense(&Blocks::new(Arc::new(packed), [5, 7])), &expected, "all of it");
+    }
+}
+
+#[test]
 fn rows_and_whole_are_the_same_numbers() {
     let mut random = Random::new(4);
     for packed in formats(&mut random, 11, 70) {
@@ -217,7 +236,7 @@ fn experts_have_the_bits_of_their_decoded_weights() {
             let run = |weight: Weight<3>, fast: bool| {
                 let x = leaf(&x);
                 let y = if fast {
-                    grouped_linear(&x, weight, &groups, None)
+                    grouped_linear(x.clone(), weight, &groups, None)
                 } else {
                     reference::grouped_linear(&x, weight, &groups, None)
                 };

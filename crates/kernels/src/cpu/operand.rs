@@ -7,6 +7,7 @@ use burn::backend::{Autodiff, BackendTypes, Flex};
 use burn::tensor::{Bytes, DType, GradientCheckpointingStrategy, Shape};
 use burn_flex::{FlexTensor, Layout};
 
+use crate::Input;
 use crate::blocks::{Blocks, Weight};
 
 /// burn-flex with the tape this crate records on.
@@ -147,6 +148,20 @@ pub(crate) fn record<const N: usize, const D: usize, S: Backward<Flex, N>>(
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     };
     Tensor::from_primitive::<Tape>(output)
+}
+
+/// [`record`] of an output that `again` forms with the same bits from what the state keeps. Without a tape it is a tensor only,
+/// so that nothing outlives the operation.
+pub(crate) fn record_formed<const N: usize, const D: usize, S: Backward<Flex, N>>(
+    step: S,
+    parents: [Operand; N],
+    output: FlexTensor,
+    state: impl FnOnce() -> S::State,
+    again: impl Fn() -> FlexTensor + Send + Sync + 'static,
+) -> Input<D> {
+    let taped = parents.iter().any(Operand::tracked);
+    let output = record(step, parents, output, state);
+    if taped { Input::formed_by(output, move || Tensor::from_primitive::<Flex>(again())) } else { output.into() }
 }
 
 /// The tensor in C order.

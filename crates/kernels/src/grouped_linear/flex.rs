@@ -15,19 +15,21 @@ use rayon::prelude::*;
 
 use super::Groups;
 use crate::cpu::element::{Element, by_element, narrowed, wide};
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::{Held, Operand, contiguous, record};
 use crate::cpu::product::{Elements, Matrix, Number, Threads, new_product, product};
 use crate::cpu::rows::dropped;
 use crate::cpu::vector;
-use crate::{Adapter, Dropout, Weight};
+use crate::{Adapter, Dropout, Input, Weight};
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex.
 pub(super) fn grouped_linear(
-    x: &Tensor<2>,
+    input: &Input<2>,
     weight: &Weight<3>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
 ) -> Option<Tensor<2>> {
+    let x = input.tensor();
     let absent = || Some(Operand::absent());
     let (held, trained) = Held::of(weight)?;
     let parents = [
@@ -36,11 +38,12 @@ pub(super) fn grouped_linear(
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.a))?,
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.b))?,
     ];
-    Some(by_element!(x.dtype(), E => forward::<E>(parents, held.contiguous(), groups, adapter)))
+    Some(by_element!(x.dtype(), E => forward::<E>(parents, input, held.contiguous(), groups, adapter)))
 }
 
 fn forward<E: Element + Number>(
     parents: [Operand; 4],
+    input: &Input<2>,
     weight: Held<3>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
@@ -74,7 +77,7 @@ fn forward<E: Element + Number>(
         });
     });
     let y = E::tensor(y, [groups.rows(), map.rows]);
-    let x = (parents[1].tracked() || parents[2].tracked()).then(|| x.clone());
+    let x = (parents[1].tracked() || parents[2].tracked()).then(|| Kept::of(input, x));
     let groups = groups.clone();
     record(Step::<E>(PhantomData), parents, y, || Saved { x, weight, low, groups })
 }
@@ -178,7 +181,7 @@ struct Step<E>(PhantomData<E>);
 #[derive(Clone, Debug)]
 struct Saved {
     /// Only when the weight or `A` is trained.
-    x: Option<FlexTensor>,
+    x: Option<Kept>,
     weight: Held<3>,
     low: Option<Low>,
     groups: Arc<Groups>,
@@ -202,7 +205,7 @@ impl Low {
 
 impl Saved {
     fn x(&self) -> &FlexTensor {
-        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A")
+        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A").get()
     }
 }
 

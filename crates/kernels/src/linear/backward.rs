@@ -14,6 +14,7 @@ use super::fan_out::{Part, Pending, Upstream};
 use super::flex::{matrix, weight_matrix};
 use crate::Dropout;
 use crate::cpu::element::{Element, narrowed, wide};
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::{Held, contiguous};
 use crate::cpu::product::{
     Left, Matrix, Number, Precision, Term, Threads, few_rows, new_product, new_sum_of_products, new_transposed_product,
@@ -32,7 +33,7 @@ impl<E> Default for Step<E> {
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
     /// Only when the weight or `A` is trained.
-    pub(super) x: Option<FlexTensor>,
+    pub(super) x: Option<Kept>,
     pub(super) weight: Held<2>,
     /// Format of the bias.
     pub(super) bias: DType,
@@ -67,7 +68,7 @@ impl Low {
 
 impl Saved {
     fn x(&self) -> &FlexTensor {
-        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A")
+        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A").get()
     }
 }
 

@@ -9,7 +9,9 @@ use burn_flex::FlexTensor;
 use super::backward::{Low, Saved, Step};
 use super::fan_out::{Pending, fan_out};
 use super::{Adapter, Projection};
+use crate::Input;
 use crate::cpu::element::{Element, by_element};
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::{Held, Operand, contiguous, record};
 use crate::cpu::product::{
     Elements, Left, Matrix, Number, Precision, Term, Threads, few_rows, finished_product, new_sum_of_products, product,
@@ -17,7 +19,8 @@ use crate::cpu::product::{
 use crate::cpu::rows::dropped;
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or a matrix with a reversed axis.
-pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
+pub(super) fn projections<const N: usize>(input: &Input<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
+    let x = input.tensor();
     let weights: Vec<(Held<2>, Operand)> = maps.iter().map(|map| Held::of(&map.weight)).collect::<Option<_>>()?;
     let (weights, trained): (Vec<_>, Vec<_>) = weights.into_iter().unzip();
     let operands: Vec<[Operand; 5]> =
@@ -29,8 +32,9 @@ pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N])
     if !operands.iter().all(fit) {
         return None;
     }
-    let input = Operand::of_float(x)?;
-    let outputs = by_element!(x.dtype(), E => forward::<E>(input, operands, weights, maps));
+    let operand = Operand::of_float(x)?;
+    let kept = Kept::of(input, operand.data().clone());
+    let outputs = by_element!(x.dtype(), E => forward::<E>(operand, &kept, operands, weights, maps));
     Some(outputs.try_into().expect("invariant: one output a map"))
 }
 
@@ -49,6 +53,7 @@ fn operands(x: &Tensor<2>, weight: Operand, map: &Projection) -> Option<[Operand
 
 fn forward<E: Element + Number>(
     input: Operand,
+    kept: &Kept,
     operands: Vec<[Operand; 5]>,
     weights: Vec<Held<2>>,
     maps: &[Projection],
@@ -73,7 +78,7 @@ fn forward<E: Element + Number>(
         let y: Vec<E> = output(x_TI, left.as_ref(), &weight, bias, low.as_ref());
         let y = E::tensor(y, [x_TI.rows(), weight.dims()[0]]);
         // Only the gradients of the weight and of A read it.
-        let x = (parents[1].tracked() || parents[3].tracked()).then(|| x.clone());
+        let x = (parents[1].tracked() || parents[3].tracked()).then(|| kept.clone());
         let pending = pending.clone();
         record(Step::<E>::default(), parents, y, || Saved { x, weight, bias: bias_dtype, low, index, pending })
     });

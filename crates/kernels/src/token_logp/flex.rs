@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{HeadLoss, chunk_tokens, trained_rows};
+use super::{HeadLoss, chunk_tokens, online, trained_rows};
 use crate::Weight;
 use crate::cpu::element::{Element, by_element, narrowed};
 use crate::cpu::operand::{Held, Operand, contiguous, from_vec, record, slice};
@@ -58,14 +58,29 @@ pub(super) fn head_loss(
     let (head, _) = Held::of(head)?;
     Matrix::of_held(&head)?;
     let h = Operand::of_float(h)?;
-    Some(by_element!(h.dtype(), E => loss::<E>(&Pass::new(h.contiguous(), head, targets), weights, wants_head)))
+    Some(by_element!(h.dtype(), E => {
+        let pass = Pass::<E>::new(h.contiguous(), head, targets);
+        let (logp, dh, dhead) = if wants_head {
+            loss(&pass, weights)
+        } else {
+            let (logp, dh) = online::loss(&pass, weights);
+            (logp, dh, None)
+        };
+        let tokens = [logp.len()];
+        HeadLoss {
+            logp: Tensor::from_primitive::<Flex>(from_vec(logp, tokens)),
+            dh: Tensor::from_primitive::<Flex>(dh),
+            dhead: dhead.map(Tensor::from_primitive::<Flex>),
+        }
+    }))
 }
 
-fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32], wants_head: bool) -> HeadLoss {
+/// With the head's gradient, for which a chunk's logits are all there.
+fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> (Vec<f32>, FlexTensor, Option<FlexTensor>) {
     let vocabulary = pass.vocabulary();
     let tokens = pass.h.layout().shape()[0];
     let mut logp = vec![0.0; tokens];
-    let mut sums = GradientSums::new(pass, true, wants_head);
+    let mut sums = GradientSums::new(pass, true, true);
     pass.for_chunks(|chunk| {
         let rows = chunk.rows.par_iter().zip(chunk.targets).zip(chunk.logits.par_chunks_exact_mut(vocabulary));
         let of_rows: Vec<f32> = rows
@@ -83,20 +98,16 @@ fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32], wants_head: bool) 
         sums.add(pass, &chunk);
     });
     let (dh, dhead) = sums.into_tensors(pass);
-    HeadLoss {
-        logp: Tensor::from_primitive::<Flex>(from_vec(logp, [tokens])),
-        dh: Tensor::from_primitive::<Flex>(dh.expect("invariant: asked for")),
-        dhead: dhead.map(Tensor::from_primitive::<Flex>),
-    }
+    (logp, dh.expect("invariant: asked for"), dhead)
 }
 
 /// The tokens with a target, and the two matrices.
 #[derive(Clone, Debug)]
-struct Pass<E> {
-    h: FlexTensor,
+pub(super) struct Pass<E> {
+    pub(super) h: FlexTensor,
     head: Held<2>,
-    rows: Vec<usize>,
-    targets: Vec<usize>,
+    pub(super) rows: Vec<usize>,
+    pub(super) targets: Vec<usize>,
     element: PhantomData<E>,
 }
 
@@ -124,15 +135,15 @@ impl<E: Element + Number> Pass<E> {
         Self { h, head, rows, targets, element: PhantomData }
     }
 
-    fn vocabulary(&self) -> usize {
+    pub(super) fn vocabulary(&self) -> usize {
         self.head.dims()[0]
     }
 
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.head.dims()[1]
     }
 
-    fn head_VD(&self) -> Matrix<'_> {
+    pub(super) fn head_VD(&self) -> Matrix<'_> {
         Matrix::of_held(&self.head).expect("invariant: checked before the pass was made").beside::<E>()
     }
 
@@ -206,12 +217,16 @@ struct Saved<E> {
 impl<E: Element + Number> Backward<Flex, 2> for Step<E> {
     type State = Saved<E>;
 
-    /// `dlogits = g·(onehot - softmax)`, from logits formed again.
+    /// `dlogits = g·(onehot - softmax)`, from logits formed again; under a frozen head the loss `-Σ w·logp` has the gradient for `w = -g`.
     fn backward(self, ops: Ops<Saved<E>, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = contiguous(grads.consume::<Flex>(&ops.node));
         let (upstream, Saved { pass, lse }) = (slice(&upstream), &ops.state);
         let vocabulary = pass.vocabulary();
         let [h_node, head_node] = ops.parents;
+        if let (Some(node), None) = (&h_node, &head_node) {
+            let weights: Vec<f32> = upstream.iter().map(|upstream| -upstream).collect();
+            return grads.register::<Flex>(node.id, online::loss(pass, &weights).1);
+        }
         let mut sums = GradientSums::new(pass, h_node.is_some(), head_node.is_some());
         pass.for_chunks(|chunk| {
             let rows = chunk.rows.par_iter().zip(chunk.targets).zip(&lse[chunk.first..]);

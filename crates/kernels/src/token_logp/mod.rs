@@ -6,6 +6,8 @@
 mod flex;
 #[cfg(any(feature = "cpu", feature = "ndarray", feature = "cuda", feature = "wgpu", feature = "vulkan"))]
 mod lean;
+#[cfg(feature = "cpu")]
+mod online;
 pub(crate) mod reference;
 
 use burn::Tensor;

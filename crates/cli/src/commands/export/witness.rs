@@ -1,10 +1,9 @@
 //! [`Witness`]: what a trained model answers on a few rows, kept to hold every exported file against.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use qwen_tune_data::{Dataset, Encoder, Message, Origin, Packing, Sample, pack};
-use qwen_tune_model::{Decoder, LoraModule, LoraPlan, Parameters, Pass, Training};
+use qwen_tune_model::{Decoder, LoraPlan, Parameters, Pass, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{Fidelity, LossSum, Reference};
@@ -49,11 +48,12 @@ pub(super) struct Quantised {
 }
 
 impl Witness {
-    /// Asks the model. `data` are rows it was not trained on, where there are some.
+    /// Asks the model. `data` are rows it was not trained on, where there are some; without its adapters it is the base if
+    /// `base_is_there`, which it is not where tensors of the base were trained themselves.
     pub(in crate::commands) fn of(
         decoder: &Decoder,
         parameters: &Parameters,
-        has_adapter: bool,
+        base_is_there: bool,
         encoder: &Arc<Encoder>,
         data: Option<(&Dataset, &str)>,
         device: OpenDevice,
@@ -69,14 +69,14 @@ impl Witness {
         let batches = pack::lay_out(&samples, Packing::Auto, encoder.config().max_length.max(TOKENS), 1);
         let pass = Pass::plain(parameters);
         let mut base = LossSum::default();
-        if has_adapter {
+        if base_is_there {
             let without = Pass::plain(parameters).without_adapters();
             batches.iter().for_each(|batch| base.add(decoder, &without, batch));
         }
         Ok(Self {
             reference: Reference::of(decoder, &pass, batches),
             rows,
-            base_perplexity: has_adapter.then(|| base.evaluation(0).perplexity),
+            base_perplexity: base_is_there.then(|| base.evaluation(0).perplexity),
             encoder: encoder.clone(),
             device,
             quantised: None,
@@ -88,10 +88,10 @@ impl Witness {
     pub(in crate::commands) fn of_stored_base(
         self,
         model: &ModelDir,
-        modules: BTreeMap<String, LoraModule>,
+        adapter: LoraPlan,
         quantize: &'static str,
     ) -> Result<Self, Diagnostics> {
-        let training = Training::Lora(LoraPlan { modules, dropout: 0.0, seed: 0 });
+        let training = Training::Lora(adapter);
         let (decoder, parameters) = Decoder::load(model, &training, &self.device.device, self.device.dtype)
             .map_err(|e| failed("verify", &e))?;
         let pass = Pass::plain(&parameters);
@@ -102,7 +102,7 @@ impl Witness {
         batches.iter().for_each(|batch| base.add(&decoder, &without, batch));
         Ok(Self {
             reference: Reference::of(&decoder, &pass, batches),
-            base_perplexity: Some(base.evaluation(0).perplexity),
+            base_perplexity: self.base_perplexity.map(|_| base.evaluation(0).perplexity),
             quantised: Some(Quantised { quantize, fidelity }),
             ..self
         })

@@ -29,11 +29,6 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
         refuse(lora.dora, "lora.dora", "`rslora = true` costs nothing and often gains more");
         refuse(lora.plus_ratio.is_some(), "lora.plus_ratio", "leave it out: A and B share one learning rate");
         refuse(lora.init == "pissa", "lora.init", "use `\"default\"`, or the directory of an adapter to go on from");
-        refuse(
-            !lora.modules_to_save.is_empty(),
-            "lora.modules_to_save",
-            "use `[full]` with `train = [globs]` to train tensors themselves",
-        );
     }
     refuse(recipe.report.tensorboard, "report.tensorboard", "`metrics.jsonl` has every number of the run");
     refuse(recipe.report.html, "report.html", "`metrics.jsonl` has every number of the run");

@@ -89,7 +89,12 @@ pub(crate) struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// `rows` rows of `columns` neighbouring elements, `row_stride` apart.
     pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        Self { elements: Elements::F32(data), rows, columns, row_stride, column_stride: 1, widened: false }.checked()
+        Self::strided_in(Elements::F32(data), rows, columns, row_stride)
+    }
+
+    /// The same of elements of either format.
+    pub(crate) fn strided_in(elements: Elements<'a>, rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self { elements, rows, columns, row_stride, column_stride: 1, widened: false }.checked()
     }
 
     /// A matrix in C order that fills the slice.
@@ -159,6 +164,26 @@ impl<'a> Matrix<'a> {
 
     pub(crate) fn rows_from(self, first: usize, count: usize) -> Self {
         self.transposed().columns_from(first, count).transposed()
+    }
+
+    /// `out += factor · row`.
+    pub(crate) fn accumulate_row(self, row: usize, factor: f32, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.columns, "product: a row of {} numbers", self.columns);
+        let at = |column: usize| row * self.row_stride + column * self.column_stride;
+        match self.elements {
+            Elements::F32(values) => {
+                out.iter_mut().enumerate().for_each(|(column, out)| *out += factor * values[at(column)]);
+            }
+            Elements::Bf16(values) => {
+                out.iter_mut().enumerate().for_each(|(column, out)| *out += factor * values[at(column)].to_f32());
+            }
+            Elements::Blocks(..) => {
+                assert_eq!(self.column_stride, 1, "product: blocks are decoded along rows");
+                let mut values = vec![0.0; out.len()];
+                let values = self.elements.wide(at(0), &mut values);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += factor * value);
+            }
+        }
     }
 
     /// The same beside activations of another format: a weight is multiplied in theirs.

@@ -11,6 +11,9 @@ mod vectors;
 
 use std::mem::MaybeUninit;
 
+use burn::tensor::bf16;
+
+use super::tile::Ahead;
 use super::{Elements, Matrix, Precision};
 use source::{Pairs, Plain, Rounded, Source, Widened};
 
@@ -58,6 +61,21 @@ impl<'a> Lines<'a> {
         let skipped = first * self.stride + start * self.inner_stride;
         let elements = if count * inner == 0 { self.elements.from(0) } else { self.elements.from(skipped) };
         Self { elements, count, inner, ..self }
+    }
+
+    /// The memory they lie in, to be fetched before they are packed.
+    pub(super) fn ahead(self) -> Ahead {
+        let (first, size) = match self.elements {
+            Elements::F32(values) => (values.as_ptr().cast(), size_of::<f32>()),
+            Elements::Bf16(values) => (values.as_ptr().cast(), size_of::<bf16>()),
+            // Few bytes, and decoding them takes longer than fetching.
+            Elements::Blocks(..) => return Ahead::NOTHING,
+        };
+        match (self.inner_stride, self.stride) {
+            (1, stride) => Ahead::rows(first, self.count, self.inner * size, stride * size),
+            (stride, 1) => Ahead::rows(first, self.inner, self.count * size, stride * size),
+            _ => Ahead::NOTHING,
+        }
     }
 
     /// Writes the lines to all of `panel`, `[steps, width]`.
