@@ -10,7 +10,9 @@ use burn::tensor::Tensor;
 use qwen_tune_data::{
     Batch, BatchPlan, Cursor, Dataset, Encoder, Packing, SourceConfig, StepSize, Stream, TokensConfig,
 };
+use qwen_tune_kernels::Moment;
 use qwen_tune_model::{LoraModule, LoraPlan, Parameters, Training};
+use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{ModelDir, inventory};
 use qwen_tune_train::{
     AdamW, Artefact, BadSteps, Checkpoints, Event, Exchange, Likelihood, Objective, OnBadStep, OptimizerConfig,
@@ -59,7 +61,7 @@ fn lora(model: &ModelDir) -> Training {
     let module = |tensor: &qwen_tune_qwen::TensorSpec| tensor.module.clone();
     let lora = LoraModule { rank: 4, scale: 2.0, values: None };
     let modules = adapted.filter_map(module).map(|module| (module, lora.clone())).collect();
-    Training::Lora(LoraPlan { modules, dropout: 0.2, seed: 3 })
+    Training::Lora(LoraPlan { modules, dropout: 0.2, seed: 3, ..LoraPlan::default() })
 }
 
 /// Everything but the embedding, which a token that no batch holds would leave without a gradient.
@@ -126,6 +128,7 @@ fn train_for(
             dataset,
         },
         recompute: 1,
+        offload: Offload::None,
         dropout: matches!(training, Training::Lora(_)),
         state: TrainState::new(5, STEPS, micro_batch, Provenance { recipe: serde_json::Value::Null, base: None, data }),
         stop: StopFlag::default(),
@@ -134,7 +137,11 @@ fn train_for(
     run.execute(&mut steps).map_err(|failed| *failed.cause)?;
     let held = |parameters: &Parameters, optimizer: &AdamW| -> Vec<Vec<f32>> {
         let values = parameters.iter().map(|parameter| host(parameter.value.clone()));
-        values.chain(optimizer.first.iter().chain(&optimizer.second).map(|moment| host(moment.clone()))).collect()
+        let moments = optimizer.moments().iter().flatten().map(|moment| match moment {
+            Moment::Wide(tensor) => host(tensor.clone()),
+            Moment::Codes(_) => unreachable!("the default optimizer's moments are f32"),
+        });
+        values.chain(moments).collect()
     };
     let first = held(&run.parameters, &run.optimizer);
     let others = run.others.iter().map(|other| held(&other.parameters, &other.optimizer));

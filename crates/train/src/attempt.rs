@@ -3,6 +3,7 @@
 
 use qwen_tune_data::{Batch, Step as DataStep};
 use qwen_tune_model::mix;
+use qwen_tune_qwen::memory::Offload;
 
 use crate::backward::{Gradients, Passed};
 use crate::error::TrainError;
@@ -36,12 +37,11 @@ impl Run<'_> {
             let step = self.state.step + 1;
             let rows = data.micro_batches.iter().map(|batch| batch.rows).max().unwrap_or(1);
             let blocks = self.decoder.blocks().len();
-            match (rows.min(self.state.micro_batch), self.recompute) {
-                (0 | 1, recompute) if recompute >= blocks => {
-                    return Err(TrainError::OutOfMemory { step, said: fault.said });
-                }
-                (0 | 1, _) => self.recompute = blocks,
-                (rows, _) => self.state.micro_batch = rows / 2,
+            match (rows.min(self.state.micro_batch), self.recompute, self.offload) {
+                (2.., ..) => self.state.micro_batch = rows.min(self.state.micro_batch) / 2,
+                (_, recompute, _) if recompute < blocks => self.recompute = blocks,
+                (_, _, offload) if offload < Offload::Inputs => self.offload = Offload::Inputs,
+                _ => return Err(TrainError::OutOfMemory { step, said: fault.said }),
             }
             sink.event(&Event::OutOfMemory { step, micro_batch: self.state.micro_batch, recompute: self.recompute })?;
         }
@@ -68,6 +68,7 @@ impl Run<'_> {
             router_aux_loss_coef: self.router_aux_loss_coef,
             recompute: self.recompute,
             dropout: self.dropout.then_some(step_key),
+            inputs_on_host: self.offload >= Offload::Inputs,
         };
         let others = self.others.iter().map(|other| (&other.decoder, &other.parameters));
         let replicas: Vec<_> = std::iter::once((self.decoder, &self.parameters)).chain(others).collect();

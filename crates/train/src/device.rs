@@ -7,7 +7,8 @@ mod name;
 pub mod nvidia_smi;
 
 use burn::tensor::{DType, Device};
-use qwen_tune_model::ComputeDtype;
+use qwen_tune_model::{ComputeDtype, Quantize, Storage};
+use qwen_tune_qwen::memory::Offload;
 
 use self::cuda_files::CudaFiles;
 pub use self::name::{DeviceName, Indices, NoDevice};
@@ -37,6 +38,19 @@ impl OpenDevice {
     #[must_use]
     pub fn is_in_bf16(&self) -> bool {
         self.dtype == DType::BF16
+    }
+
+    /// Whether products take weights in blocks, as GGUF files hold them, where they lie.
+    #[must_use]
+    pub fn decodes_blocks(&self) -> bool {
+        qwen_tune_kernels::decodes_blocks(&self.device)
+    }
+
+    /// How a model is held here.
+    #[must_use]
+    pub fn storage(&self, quantize: Quantize, offload: Offload) -> Storage {
+        // Where the two memories are one, nothing waits elsewhere.
+        Storage { dtype: self.dtype, quantize, offload: if self.on_host { Offload::None } else { offload } }
     }
 
     /// How many there are.

@@ -79,6 +79,8 @@ pub struct Step {
     pub tokens_per_second: f64,
     /// Wall time of the step, waiting for data included.
     pub seconds: f64,
+    /// Of those, in which the loop waited for its data.
+    pub data_seconds: f64,
     /// Passes over the data after this step.
     pub epoch: f64,
     /// Expected time to the end of the run.

@@ -22,6 +22,7 @@ mod probe;
 pub mod process;
 mod provenance;
 mod recent;
+mod rehearsal;
 mod replicas;
 mod run;
 mod schedule;
@@ -50,6 +51,7 @@ pub use provenance::Provenance;
 /// Tokens whose logits the head holds at a time.
 pub use qwen_tune_kernels::most_chunk_tokens as head_rows;
 pub use recent::{Fault, Recent};
+pub use rehearsal::{Largest, rehearse};
 pub use replicas::{Exchange, Replica};
 pub use run::Run;
 pub use schedule::{ScheduleConfig, ScheduleKind};

@@ -41,6 +41,8 @@ pub(crate) struct Work<'a> {
     pub(crate) recompute: usize,
     /// Key of the step's dropout masks.
     pub(crate) dropout: Option<u64>,
+    /// Inputs of blocks that run again wait in host memory.
+    pub(crate) inputs_on_host: bool,
 }
 
 impl Work<'_> {
@@ -76,6 +78,7 @@ impl Work<'_> {
                 dropout: self.dropout.map(|step| mix(step ^ index as u64)),
                 share: part as f32,
                 balance: (self.router_aux_loss_coef * part) as f32,
+                inputs_on_host: self.inputs_on_host,
             };
             let share = 1.0 / self.trained.max(1) as f32;
             let gradients = &mut gradients;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use qwen_tune_data::{DataError, Step as DataStep};
 use qwen_tune_model::{Decoder, Parameters, Pass};
+use qwen_tune_qwen::memory::Offload;
 
 use crate::attempt::Tried;
 use crate::backward::Passed;
@@ -56,6 +57,8 @@ pub struct Run<'a> {
     pub bad_steps: BadSteps,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
+    /// What waits in host memory.
+    pub offload: Offload,
     /// Whether any adapter drops inputs.
     pub dropout: bool,
     /// Progress so far.
@@ -80,7 +83,7 @@ impl Run<'_> {
                 loss: self.state.last_loss.map(|loss| loss.0),
                 skipped: self.state.skipped,
                 seconds: started.elapsed().as_secs_f64(),
-                peak_memory: crate::process::memory("VmHWM:"),
+                peak_memory: crate::process::peak(),
             }),
             Err(cause) => {
                 // Between steps the state is whole, and an error leaves it between two of them. Nobody to tell if the
@@ -147,6 +150,7 @@ impl Run<'_> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
+        let data_seconds = started.elapsed().as_secs_f64();
         let Tried { passed: Passed { nats, balance }, gradients, grad_norm } = self.gradients(&data, sink)?;
         let loss = nats / data.trained.max(1) as f64;
         if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
@@ -176,6 +180,7 @@ impl Run<'_> {
             trained_tokens: data.trained,
             tokens_per_second: data.tokens as f64 / seconds,
             seconds,
+            data_seconds,
             epoch: data.epoch,
             eta_seconds: None,
             experts: balance.figures(),

@@ -195,7 +195,7 @@ fn adapters(model: &ModelDir) -> Training {
         let values = (uniform(key, RANK * inputs, 0.1), uniform(key + 1000, outputs * RANK, 0.1));
         Some((module, LoraModule { rank: RANK, scale: 1.0, values: Some(values) }))
     });
-    Training::Lora(LoraPlan { modules: modules.collect(), dropout: 0.0, seed: 0 })
+    Training::Lora(LoraPlan { modules: modules.collect(), ..LoraPlan::default() })
 }
 
 /// Three sequences side by side.

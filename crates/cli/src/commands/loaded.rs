@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qwen_tune_data::Encoder;
-use qwen_tune_model::{Decoder, LoraPlan, Parameters, Training};
+use qwen_tune_model::{Decoder, Parameters, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device;
 use qwen_tune_weights::peft::Adapter;
@@ -32,11 +32,16 @@ pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> 
         Some(path) => {
             let adapter = read_adapter(path)?;
             base::refuse_other(&adapter, &model, recipe, doc)?;
-            Training::Lora(LoraPlan { modules: bind_adapter(&adapter, &model)?, dropout: 0.0, seed: 0 })
+            Training::Lora(bind_adapter(&adapter, &model)?)
         }
     };
-    let (decoder, parameters) =
-        Decoder::load(&model, &training, &device.device, device.dtype).map_err(|e| failed("load", &e))?;
+    let (decoder, parameters) = Decoder::load(
+        &model,
+        &training,
+        &device.device,
+        device.storage(recipe.model.quantize, recipe.run.offload.value().unwrap_or_default()),
+    )
+    .map_err(|e| failed("load", &e))?;
     Ok(LoadedModel { model, encoder, decoder, parameters })
 }
 

@@ -12,10 +12,10 @@ use qwen_tune_train::{
 };
 use qwen_tune_weights::atomic::AtomicDir;
 
-use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, resume, run_dir};
+use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, rehearsal, resume, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
-use crate::plan::{Plan, Prepared, prepare};
+use crate::plan::{Plan, Prepared, bind_adapter, prepare};
 use crate::recipe::Purpose;
 use crate::terminal::{JsonLines, Printer, Progress, count};
 
@@ -42,9 +42,9 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
         plan.keep_micro_batch(loaded.state.micro_batch);
     }
     tell(&plan, printer);
+    let (decoder, parameters) = rehearsal::within_budget(&mut plan, resumed.is_some(), &doc, printer)?;
     run_dir::begin(&plan, &doc, made_from.base.as_ref())?;
 
-    let (decoder, parameters) = load(&plan, &plan.device.device)?;
     let mut run = ready(&plan, &decoder, parameters, made_from, resumed.as_ref(), stop)?;
     let mut sink = listeners(&plan, resumed.as_ref(), printer)?;
     let outcome = run.execute(&mut sink).map_err(|e| failure::told(&e, &plan))?;
@@ -64,6 +64,13 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     // Exports are streams, and what is read back is a model of its own: there is room for one.
     drop(run);
     drop(decoder);
+    let witness = match (witness, &adapter) {
+        (Some(witness), Some(adapter)) if plan.recipe.model.quantize.is_quantised() => {
+            let quantised = plan.recipe.model.quantize.name();
+            Some(witness.of_stored_base(&plan.model, bind_adapter(adapter, &plan.model)?, quantised)?)
+        }
+        (witness, _) => witness,
+    };
     let full = if adapter.is_none() { Some(export::full_tensors(&plan.directory)?.1) } else { None };
     let layout = match &plan.trained.artefact {
         Artefact::Adapter { layout, .. } => *layout,
@@ -90,12 +97,8 @@ fn witness(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<ex
         Some(eval) => (&eval.dataset, export::HELD_OUT),
         None => (&plan.data, export::TRAINED_ON),
     };
-    let has_adapter = matches!(plan.trained.artefact, Artefact::Adapter { .. });
-    export::Witness::of(decoder, parameters, has_adapter, plan.data.encoder(), Some(rows), plan.device.clone())
-}
-
-fn load(plan: &Plan, device: &Device) -> Result<(Decoder, Parameters), Diagnostics> {
-    Decoder::load(&plan.model, &plan.trained.training, device, plan.device.dtype).map_err(|e| failed("load", &e))
+    let base_is_there = matches!(&plan.trained.artefact, Artefact::Adapter { whole, .. } if whole.is_empty());
+    export::Witness::of(decoder, parameters, base_is_there, plan.data.encoder(), Some(rows), plan.device.clone())
 }
 
 /// The model on the devices beside the first.
@@ -105,7 +108,7 @@ fn others(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<Vec
             // Frozen weights are shared.
             (decoder.clone(), parameters.clone())
         } else {
-            load(plan, device)?
+            rehearsal::load(plan, device)?
         };
         let optimizer = AdamW::new(plan.recipe.optimizer.clone(), &parameters);
         Ok(Replica { decoder, parameters, optimizer })
@@ -161,6 +164,7 @@ fn ready<'a>(
             dataset: plan.data.clone(),
         },
         recompute: plan.recompute,
+        offload: plan.offload,
         dropout: plan.trained.dropout,
         state,
         stop,

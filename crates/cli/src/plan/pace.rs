@@ -54,7 +54,7 @@ impl Plan {
             model: &self.model,
             training: &self.trained.training,
             device: &self.device.device,
-            dtype: self.device.dtype,
+            storage: self.storage(),
             objective: objective.as_ref(),
             batch,
             dropout: self.trained.dropout,

@@ -219,6 +219,7 @@ mod tests {
             trained_tokens: 200,
             tokens_per_second: 1234.4,
             seconds: 0.5,
+            data_seconds: 0.0,
             epoch: 0.1,
             eta_seconds: Some(42.3),
             experts: None,

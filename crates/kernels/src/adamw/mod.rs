@@ -2,7 +2,7 @@
 //! trained tensors at once.
 
 #[cfg(feature = "cpu")]
-mod flex;
+pub(crate) mod flex;
 pub(crate) mod reference;
 
 use burn::Tensor;
