@@ -13,6 +13,7 @@ use qwen_tune_weights::{Dtype, MemorySource, TensorInfo, TensorSource, encoding}
 use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
 
 mod bf16;
+mod compact;
 
 fn cpu() -> Device {
     qwen_tune_train::device::open("cpu", Default::default()).unwrap().device
