@@ -67,8 +67,13 @@ fn compact(bencher: Bencher, dtype: DType) {
             .iter_mut()
             .zip(&gradients)
             .zip(&mut moments)
-            .map(|((value, gradient), [first, second])| {
-                CompactTrained { value, gradient, first, second, weight_decay: 0.01, key: 1 }
+            .map(|((value, gradient), [first, second])| CompactTrained {
+                value,
+                gradient,
+                first,
+                second,
+                weight_decay: 0.01,
+                key: 1,
             })
             .collect();
         adamw_compact(&mut trained, &RULE);

@@ -120,9 +120,7 @@ fn adapter(path: &Path) -> Result<(Value, String), Diagnostics> {
     for FullTensor { info, .. } in &adapter.others {
         whole.row([info.name.clone(), info.dtype.to_string(), format!("{:?}", info.shape)]);
     }
-    let listed = |FullTensor { info, .. }: &FullTensor| {
-        json!({ "tensor": info.name, "dtype": info.dtype.to_string(), "shape": info.shape })
-    };
+    let listed = |FullTensor { info, .. }: &FullTensor| json!({ "tensor": info.name, "dtype": info.dtype.to_string(), "shape": info.shape });
     value["whole"] = adapter.others.iter().map(listed).collect();
     Ok((value, [head, table.render(0), whole.render(0)].join("\n")))
 }
