@@ -374,7 +374,7 @@ mod experts {
                 let y = map(&reference::swiglu_joined(both), &self.down);
                 return reference::combine(y, self.weights.clone(), &self.routes);
             }
-            let map = |x: &Tensor<2>, weight: &Tensor<3>| grouped_linear(x, weight, &self.groups, None);
+            let map = |x: &Tensor<2>, weight: &Tensor<3>| grouped_linear(x.clone(), weight, &self.groups, None);
             let both = map(&spread(x.clone(), &self.routes), &self.gate_up);
             combine(map(&swiglu_joined(both), &self.down), self.weights.clone(), &self.routes)
         }

@@ -3,16 +3,19 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use qwen_tune_kernels::Blocks;
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
 use crate::config::Master;
-use crate::frozen::{frozen, weight_dtype};
+use crate::frozen::{Storage, frozen, host_numbers, waits, weight_dtype};
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
-use crate::parameters::{Parameters, Weight};
+use crate::packed::packed;
+use crate::parameters::{Matrix, Parameters, Weight};
 use crate::sparse::Experts;
 use qwen_tune_qwen::spec::NormSpec;
 
@@ -117,7 +120,7 @@ struct Site<'a> {
     model: &'a ModelDir,
     training: &'a Training,
     device: &'a Device,
-    dtype: DType,
+    storage: Storage,
     parameters: RefCell<Parameters>,
 }
 
@@ -136,10 +139,10 @@ impl<'a> Builder<'a> {
         model: &'a ModelDir,
         training: &'a Training,
         device: &'a Device,
-        dtype: DType,
+        storage: Storage,
         make: impl FnOnce(&Builder<'_>) -> Result<T, BuildError>,
     ) -> Result<(T, Parameters), BuildError> {
-        let site = Site { model, training, device, dtype, parameters: RefCell::default() };
+        let site = Site { model, training, device, storage, parameters: RefCell::default() };
         let made = make(&Builder { site: &site, path: String::new() })?;
         Ok((made, site.parameters.into_inner()))
     }
@@ -184,9 +187,29 @@ impl<'a> Builder<'a> {
             };
             return Ok(self.trained(stored, shape, values));
         }
-        let Site { model, device, dtype, .. } = *self.site;
-        let dtype = if compute { weight_dtype(model, stored, device, dtype) } else { DType::F32 };
-        Ok(Weight::Frozen(frozen(self.site.model, stored, shape, self.site.device, dtype)?))
+        let Site { model, device, storage, .. } = *self.site;
+        let dtype = if compute { weight_dtype(model, stored, device, storage.dtype) } else { DType::F32 };
+        Ok(Weight::Frozen(frozen(model, stored, shape, device, dtype)?))
+    }
+
+    /// The matrix, or the matrices of all experts, `name` below the cursor: in blocks where a file holds it in such or the
+    /// storage says so, else as [`Builder::tensor`].
+    ///
+    /// # Errors
+    /// As [`Builder::tensor`].
+    pub fn matrix<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Matrix<D>, BuildError> {
+        let full = self.join(name);
+        let stored = self.find(&full, &shape)?;
+        let Site { model, device, storage, .. } = *self.site;
+        let packed = if self.trains(&full) { None } else { packed(model, stored, storage.quantize, device)? };
+        match packed {
+            Some(packed) => Ok(Matrix::Packed(Blocks::new(packed, shape))),
+            None if !self.trains(&full) && waits(model, stored, storage.offload) => {
+                let dtype = weight_dtype(model, stored, device, storage.dtype);
+                Ok(Matrix::Packed(Blocks::new(Arc::new(host_numbers(model, stored, dtype)?), shape)))
+            }
+            None => Ok(Matrix::Dense(self.tensor(name, shape, true)?)),
+        }
     }
 
     fn trains(&self, name: &str) -> bool {
@@ -221,8 +244,8 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// As [`Builder::tensor`].
-    pub fn rows(&self, name: &str, shape: [usize; 2], rows: Option<&[u32]>) -> Result<Weight<2>, BuildError> {
-        let Some(rows) = rows else { return self.tensor(name, shape, true) };
+    pub fn rows(&self, name: &str, shape: [usize; 2], rows: Option<&[u32]>) -> Result<Matrix<2>, BuildError> {
+        let Some(rows) = rows else { return self.matrix(name, shape) };
         let name = self.join(name);
         let stored = self.find(&name, &shape)?;
         let values = match self.given(&name, shape[0] * shape[1])? {
@@ -233,9 +256,11 @@ impl<'a> Builder<'a> {
         };
         let shape = [rows.len(), shape[1]];
         if self.trains(&name) {
-            return Ok(self.trained(stored, shape, values));
+            return Ok(Matrix::Dense(self.trained(stored, shape, values)));
         }
-        Ok(Weight::Frozen(Tensor::from_data(TensorData::new(values, shape), (self.site.device, self.site.dtype))))
+        let values = TensorData::new(values, shape);
+        let rows = Tensor::from_data(values, (self.site.device, self.site.storage.dtype));
+        Ok(Matrix::Dense(Weight::Frozen(rows)))
     }
 
     /// A linear layer `[out, in]`, with its adapter if the plan gives it one.
@@ -245,7 +270,7 @@ impl<'a> Builder<'a> {
     pub fn linear(&self, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear, BuildError> {
         let here = self.at(name);
         Ok(Linear {
-            weight: here.tensor("weight", [outputs, inputs], true)?,
+            weight: here.matrix("weight", [outputs, inputs])?,
             bias: if bias { Some(here.tensor("bias", [outputs], true)?) } else { None },
             adapter: here.lora([], [inputs, outputs])?,
         })
@@ -257,7 +282,7 @@ impl<'a> Builder<'a> {
     /// As [`Builder::linear`].
     pub fn experts(&self, name: &str, count: usize, inputs: usize, outputs: usize) -> Result<Experts, BuildError> {
         Ok(Experts {
-            weight: self.tensor(name, [count, outputs, inputs], true)?,
+            weight: self.matrix(name, [count, outputs, inputs])?,
             adapter: self.at(name).lora([count], [inputs, outputs])?,
         })
     }

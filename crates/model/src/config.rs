@@ -20,7 +20,9 @@ pub struct ModelConfig {
     /// are f32 with both. `auto`: f32 on a CPU, bf16 on a GPU.
     #[serde(default)]
     pub dtype: ComputeDtype,
-    /// Storage of the frozen weights. Only `none` so far.
+    /// Quantise the frozen weights of linear layers while they are loaded, for adapters to be trained beside them (QLoRA, Dettmers et
+    /// al. 2023, arXiv 2305.14314). Embedding, head, norms and routers stay as `dtype` says. Merged exports take the base's own
+    /// weights. A GGUF file in blocks is trained in those and takes `none`.
     #[serde(default)]
     pub quantize: Quantize,
     /// Take the SHA-256 of the base's configuration, tokenizer, template and weights, keep it with everything made from
@@ -51,20 +53,39 @@ pub enum ComputeDtype {
     Bf16,
 }
 
-/// Block quantisation of frozen weights.
+/// Quantisation of frozen weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantize {
     /// Weights stay as `dtype` says.
     #[default]
     None,
-    /// 4-bit normal floats.
+    /// 4-bit normal floats with scales of 8 bits for every 64 numbers, those of bitsandbytes: 4.13 bits a weight.
     Nf4,
-    /// 8-bit integers with block scales.
+    /// 8-bit integers with a scale for every output: 8 bits a weight, and hardly another loss than without.
     Int8,
-    /// ggml's 4-bit blocks.
+    /// ggml's 4-bit integers with a scale for every 32 numbers: 4.5 bits a weight, for a model that ends as `q4_0`.
     #[serde(rename = "q4_0")]
     Q4_0,
+}
+
+impl Quantize {
+    /// As a recipe names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Nf4 => "nf4",
+            Self::Int8 => "int8",
+            Self::Q4_0 => "q4_0",
+        }
+    }
+
+    /// Whether any weight is quantised.
+    #[must_use]
+    pub fn is_quantised(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// Low-rank adapters: `y = W x + alpha / rank * B A x` with W frozen (Hu et al. 2021, arXiv 2106.09685).

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use qwen_tune_kernels as kernels;
 
 use crate::sparse::Routing;
 
@@ -113,6 +114,33 @@ impl<const D: usize> Weight<D> {
     }
 }
 
+/// A weight of products: a matrix, or one of each expert.
+#[expect(clippy::large_enum_variant, reason = "some hundreds of them exist, and all are used at every forward")]
+#[derive(Debug, Clone)]
+pub enum Matrix<const D: usize> {
+    /// As numbers.
+    Dense(Weight<D>),
+    /// Frozen, in blocks of few bits.
+    Packed(kernels::Blocks<D>),
+}
+
+impl<const D: usize> Matrix<D> {
+    /// Whether gradients flow into it.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        self.slot().is_some()
+    }
+
+    /// Its place in [`Parameters`], if it is trained.
+    #[must_use]
+    pub fn slot(&self) -> Option<usize> {
+        match self {
+            Self::Dense(Weight::Trained { slot, .. }) => Some(*slot),
+            _ => None,
+        }
+    }
+}
+
 /// One use of the model: with which values, with or without a tape, with or without adapters.
 pub struct Pass<'a> {
     parameters: &'a Parameters,
@@ -168,6 +196,15 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn routing(&self) -> Vec<Routing> {
         self.routing.as_ref().map(|noted| std::mem::take(&mut *locked(noted))).unwrap_or_default()
+    }
+
+    /// The weight of products for this pass; blocks stay blocks.
+    #[must_use]
+    pub fn matrix<const D: usize>(&self, matrix: &Matrix<D>) -> kernels::Weight<D> {
+        match matrix {
+            Matrix::Dense(weight) => self.get(weight).into(),
+            Matrix::Packed(blocks) => blocks.clone().into(),
+        }
     }
 
     /// The tensor of `weight` for this pass. A slot used twice under one tape is one leaf, so its gradients add up.

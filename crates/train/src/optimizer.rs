@@ -136,6 +136,12 @@ impl AdamW {
         kernels::adamw_compact(&mut compact, &rule);
     }
 
+    /// First and second moments, in the order of [`Parameters`].
+    #[must_use]
+    pub fn moments(&self) -> &[[Moment; 2]] {
+        &self.moments
+    }
+
     /// The moments as they are kept in files: `first.NAME`, or `first.NAME.codes` and `first.NAME.scales`.
     pub(crate) fn stored<'a>(&'a self, parameters: &'a Parameters) -> Vec<Stored<'a>> {
         let mut all = Vec::new();

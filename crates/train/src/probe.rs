@@ -4,10 +4,10 @@
 
 use std::time::Instant;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use qwen_tune_data::Batch;
 use qwen_tune_kernels as kernels;
-use qwen_tune_model::{BuildError, Decoder, ModelPart, Parameters, Pass, Training};
+use qwen_tune_model::{BuildError, Decoder, ModelPart, Parameters, Pass, Storage, Training};
 use qwen_tune_qwen::{DecoderSpec, ModelDir};
 
 use crate::backward::{Gradients, Staging, accumulate};
@@ -23,8 +23,8 @@ pub struct Probe<'a> {
     pub training: &'a Training,
     /// Where.
     pub device: &'a Device,
-    /// Number format of frozen weights.
-    pub dtype: DType,
+    /// How frozen weights are held.
+    pub storage: Storage,
     /// What is minimised.
     pub objective: &'a dyn Objective,
     /// A typical micro-batch.
@@ -139,7 +139,8 @@ impl Probe<'_> {
         blocks.dedup();
         let place = |layer: usize| blocks.binary_search(&layer).expect("invariant: it was put in");
         let part = ModelPart { blocks: blocks.clone(), vocabulary: None };
-        let (decoder, mut parameters) = Decoder::load_part(self.model, &part, self.training, self.device, self.dtype)?;
+        let (decoder, mut parameters) =
+            Decoder::load_part(self.model, &part, self.training, self.device, self.storage)?;
         let tokens = self.batch.ids.len().max(1) as f64;
         let one = self.seconds(&decoder.with_blocks(&[place(foot)]), &parameters);
         let mut measured = vec![BlockPace { kept: 0.0, again: 0.0, eval: 0.0 }; layers];

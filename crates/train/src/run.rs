@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use qwen_tune_data::{DataError, Step as DataStep};
-use qwen_tune_kernels as kernels;
+use qwen_tune_data::{Batch, DataError, Step as DataStep};
 use qwen_tune_model::{Decoder, Parameters, Pass, mix};
+use qwen_tune_qwen::memory::Offload;
 
-use crate::backward::{Gradients, Passed, Staging, accumulate};
+use crate::backward::{Gradients, Passed};
 use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::error::{Failed, TrainError};
@@ -14,7 +14,9 @@ use crate::eval::EvalSet;
 use crate::event::{Ending, Event, Outcome, Sink, Step};
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, OptimizerConfig};
+use crate::out_of_memory::attempt;
 use crate::recent::Fault;
+use crate::replicas::{Exchange, Replica, Work};
 use crate::schedule::ScheduleConfig;
 use crate::state::{Exact, TrainState};
 use crate::stop::StopFlag;
@@ -27,6 +29,10 @@ pub struct Run<'a> {
     pub parameters: Parameters,
     /// Its moments.
     pub optimizer: AdamW,
+    /// The same on further devices, which take their share of every step.
+    pub others: Vec<Replica>,
+    /// How gradients are added over devices.
+    pub exchange: Exchange,
     /// Clipping and the highest learning rate.
     pub optimizer_config: OptimizerConfig,
     /// Shape of the learning rate.
@@ -51,12 +57,22 @@ pub struct Run<'a> {
     pub bad_steps: BadSteps,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
+    /// What waits in host memory.
+    pub offload: Offload,
     /// Whether any adapter drops inputs.
     pub dropout: bool,
     /// Progress so far.
     pub state: TrainState,
     /// The user's wish.
     pub stop: StopFlag,
+}
+
+/// A step before its update.
+struct Tried {
+    passed: Passed,
+    /// The whole step's, on every device.
+    gradients: Vec<Gradients>,
+    grad_norm: f64,
 }
 
 impl Run<'_> {
@@ -75,7 +91,7 @@ impl Run<'_> {
                 loss: self.state.last_loss.map(|loss| loss.0),
                 skipped: self.state.skipped,
                 seconds: started.elapsed().as_secs_f64(),
-                peak_memory: crate::process::memory("VmHWM:"),
+                peak_memory: crate::process::peak(),
             }),
             Err(cause) => {
                 // Between steps the state is whole, and an error leaves it between two of them. Nobody to tell if the
@@ -142,16 +158,19 @@ impl Run<'_> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
-        let (Passed { nats, balance }, gradients) = self.gradients(&data);
+        let data_seconds = started.elapsed().as_secs_f64();
+        let Tried { passed: Passed { nats, balance }, gradients, grad_norm } = self.gradients(&data, sink)?;
         let loss = nats / data.trained.max(1) as f64;
-        let grad_norm = gradients.norm();
         if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
             self.refuse(sink, &data, reason, loss, grad_norm)?;
             return Ok(None);
         }
         let clip = self.optimizer_config.clip(grad_norm);
         let learning_rate = self.optimizer_config.learning_rate * self.schedule.factor(number, self.state.total_steps);
-        self.optimizer.step(&mut self.parameters, &gradients, clip, learning_rate);
+        self.optimizer.step(&mut self.parameters, &gradients[0], clip, learning_rate);
+        for (other, gradients) in self.others.iter_mut().zip(&gradients[1..]) {
+            other.optimizer.step(&mut other.parameters, gradients, clip, learning_rate);
+        }
         if self.bad_steps.spike.is_some() {
             self.state.recent.push(loss, grad_norm);
         }
@@ -169,31 +188,70 @@ impl Run<'_> {
             trained_tokens: data.trained,
             tokens_per_second: data.tokens as f64 / seconds,
             seconds,
+            data_seconds,
             epoch: data.epoch,
             eta_seconds: None,
             experts: balance.figures(),
         }))
     }
 
-    /// Loss of the step's trained tokens and the gradients of its mean.
-    fn gradients(&self, data: &DataStep) -> (Passed, Gradients) {
-        let trained = data.trained.max(1);
-        let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
-        let mut gradients = Gradients::default();
-        let mut sum = Passed::default();
-        for (index, batch) in data.micro_batches.iter().enumerate() {
-            let dropout = self.dropout.then(|| mix(step_key ^ index as u64));
-            let part = batch.ids.len() as f64 / data.tokens.max(1) as f64;
-            let balance = (self.router_aux_loss_coef * part) as f32;
-            let staging = Staging { recompute: self.recompute, dropout, share: part as f32, balance };
-            let (objective, share) = (self.objective.as_ref(), 1.0 / trained as f32);
-            let (decoder, parameters) = (self.decoder, &self.parameters);
-            let passed =
-                kernels::on_pool(|| accumulate(decoder, parameters, objective, batch, share, staging, &mut gradients));
-            sum.nats += passed.nats;
-            sum.balance.add(&passed.balance);
+    /// Everything of a step up to its update, with less at a time where a device has no room.
+    fn gradients(&mut self, data: &DataStep, sink: &mut dyn Sink) -> Result<Tried, TrainError> {
+        loop {
+            let parts = data.micro_batches.iter().flat_map(|batch| batch.split(self.state.micro_batch)).collect();
+            let fault = match attempt(|| self.attempt(data, parts)) {
+                Ok((tried, None)) => return Ok(tried),
+                Ok((tried, Some(message))) => {
+                    sink.event(&Event::Warned { message })?;
+                    return Ok(tried);
+                }
+                Err(fault) => fault,
+            };
+            self.clear_away();
+            let step = self.state.step + 1;
+            let rows = data.micro_batches.iter().map(|batch| batch.rows).max().unwrap_or(1);
+            let blocks = self.decoder.blocks().len();
+            match (rows.min(self.state.micro_batch), self.recompute, self.offload) {
+                (2.., ..) => self.state.micro_batch = rows.min(self.state.micro_batch) / 2,
+                (_, recompute, _) if recompute < blocks => self.recompute = blocks,
+                (_, _, offload) if offload < Offload::Inputs => self.offload = Offload::Inputs,
+                _ => return Err(TrainError::OutOfMemory { step, said: fault.said }),
+            }
+            sink.event(&Event::OutOfMemory { step, micro_batch: self.state.micro_batch, recompute: self.recompute })?;
         }
-        (sum, gradients)
+    }
+
+    /// Takes notice of what failed on the devices, and gives back what nobody holds any more.
+    fn clear_away(&self) {
+        let others = self.others.iter().map(|other| other.decoder.device());
+        for device in std::iter::once(self.decoder.device()).chain(others) {
+            // What it says has been said.
+            let _ = device.sync();
+            device.memory_cleanup();
+        }
+    }
+
+    /// Gradients of all devices, added up; and what there is to warn of.
+    fn attempt(&mut self, data: &DataStep, micro_batches: Vec<Batch>) -> (Tried, Option<String>) {
+        let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
+        let work = Work {
+            micro_batches,
+            tokens: data.tokens,
+            trained: data.trained,
+            objective: self.objective.as_ref(),
+            router_aux_loss_coef: self.router_aux_loss_coef,
+            recompute: self.recompute,
+            dropout: self.dropout.then_some(step_key),
+            inputs_on_host: self.offload >= Offload::Inputs,
+        };
+        let others = self.others.iter().map(|other| (&other.decoder, &other.parameters));
+        let replicas: Vec<_> = std::iter::once((self.decoder, &self.parameters)).chain(others).collect();
+        let (passed, mut gradients) = work.run(&replicas);
+        let devices: Vec<_> = replicas.iter().map(|(decoder, _)| decoder.device()).collect();
+        let warning = self.exchange.sum(&mut gradients, &devices);
+        // Of the sum, and of one device for all: none of them may clip by another number.
+        let grad_norm = gradients[0].norm();
+        (Tried { passed, gradients, grad_norm }, warning)
     }
 
     /// Passes over a step without applying it, or ends the run before it.

@@ -11,7 +11,7 @@ use qwen_tune_weights::peft::Adapter;
 
 use super::{base, failed};
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{Opened, bind_adapter, open_model};
+use crate::plan::{Opened, bind_adapter, device_fault, open_model};
 use crate::recipe::{Recipe, RecipeDoc};
 
 /// On its device.
@@ -26,7 +26,7 @@ pub(super) struct LoadedModel {
 pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> Result<LoadedModel, Diagnostics> {
     let Opened { model, encoder } = open_model(recipe, doc)?;
     let device = device::open(&recipe.run.device, recipe.model.dtype)
-        .map_err(|e| Diagnostics::from(Diagnostic::mistake_from("device", &e).at(doc.span_of("run.device"))))?;
+        .map_err(|e| Diagnostics::from(device_fault(&e).at(doc.span_of("run.device"))))?;
     let training = match adapter {
         None => Training::Nothing,
         Some(path) => {
@@ -35,8 +35,13 @@ pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> 
             Training::Lora(bind_adapter(&adapter, &model)?)
         }
     };
-    let (decoder, parameters) =
-        Decoder::load(&model, &training, &device.device, device.dtype).map_err(|e| failed("load", &e))?;
+    let (decoder, parameters) = Decoder::load(
+        &model,
+        &training,
+        &device.device,
+        device.storage(recipe.model.quantize, recipe.run.offload.value().unwrap_or_default()),
+    )
+    .map_err(|e| failed("load", &e))?;
     Ok(LoadedModel { model, encoder, decoder, parameters })
 }
 

@@ -3,14 +3,18 @@
 //! Everything is a pure function of the specification, so a plan can be made before anything is allocated. Activations
 //! are counted as the kernels' own backwards keep them; `tests/plans.rs` holds the sums against what a run takes.
 
+mod fit;
 mod flops;
 mod kept;
+mod offload;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use fit::{DEVICE_PROGRAM, OneRow, usable};
 pub use flops::{FlopInput, Flops, flops};
 pub use kept::{Numbers, kept_by_layer};
 use kept::{Passing, kept_at_border, passing};
+pub use offload::Offload;
 
 use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, Role, TensorSpec};
 
@@ -172,6 +176,10 @@ const CHUNK: usize = 64;
 /// Columns of the logits' gradients that a product packs at a time.
 const PACKED_LOGITS: u64 = 8192;
 
+/// Rows of a frozen head whose logits exist at a time while a loss is formed, and tokens they exist for.
+const HEAD_BLOCK: u64 = 4096;
+const HEAD_TOKENS: u64 = 512;
+
 /// Tokens that run in one forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Extent {
@@ -202,8 +210,8 @@ pub struct MemoryInput<'a> {
     pub learned: &'a Learned,
     /// How that is held.
     pub formats: Formats,
-    /// Bytes of the frozen weights on the device.
-    pub weights: u64,
+    /// Bytes of the frozen weights.
+    pub weights: &'a WeightBytes,
     /// Bytes of an activation.
     pub activation_bytes: u64,
     /// The largest micro-batch.
@@ -218,6 +226,55 @@ pub struct MemoryInput<'a> {
     pub eval_tokens: u64,
     /// Whether an update changes values and moments where they lie, instead of making new ones.
     pub update_in_place: bool,
+    /// What waits in host memory.
+    pub offload: Offload,
+}
+
+/// Bytes of the frozen weights, by where they are used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WeightBytes {
+    /// The embedding's.
+    pub embedding: u64,
+    /// Each layer's.
+    pub layers: Vec<u64>,
+    /// The final norm's and the head's own.
+    pub rest: u64,
+}
+
+impl WeightBytes {
+    /// Of an inventory, each of whose tensors takes so many bytes; those that learn are not frozen.
+    pub fn of(inventory: &[TensorSpec], learned: &Learned, bytes: impl Fn(&TensorSpec) -> u64) -> Self {
+        let mut sum = Self::default();
+        for tensor in inventory.iter().filter(|tensor| !learned.is_base(tensor)) {
+            let place = match (tensor.layer, tensor.role) {
+                (Some(layer), _) => {
+                    let layers = sum.layers.len().max(layer + 1);
+                    sum.layers.resize(layers, 0);
+                    &mut sum.layers[layer]
+                }
+                (None, Role::Embedding) => &mut sum.embedding,
+                (None, _) => &mut sum.rest,
+            };
+            *place += bytes(tensor);
+        }
+        sum
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.embedding + self.layers.iter().sum::<u64>() + self.rest
+    }
+
+    /// Those on the device at a time: of weights that wait elsewhere, one layer's.
+    fn on_device(&self, spec: &DecoderSpec, offload: Offload) -> u64 {
+        let embedding = if offload >= Offload::Embedding && spec.head == HeadSpec::Own { 0 } else { self.embedding };
+        let layers = if offload >= Offload::Weights {
+            self.layers.iter().copied().max().unwrap_or(0)
+        } else {
+            self.layers.iter().sum()
+        };
+        embedding + layers + self.rest
+    }
 }
 
 /// Bytes by purpose.
@@ -233,8 +290,8 @@ pub struct MemoryPlan {
     pub kept: u64,
     /// What the backward of one layer takes, with its activations where it is run again.
     pub layer: u64,
-    /// What the forward of one layer took beside what it kept. It lies between what others kept, where the head's chunk
-    /// finds no room.
+    /// What the forward of a layer that is run again took. It lies between residuals, where the head finds no room; a layer that
+    /// is kept gives its largest pieces back last, and the head takes them.
     pub holes: u64,
     /// Logits of one chunk, hidden states before and after the final norm with their gradient, and that of a trained head.
     pub head: u64,
@@ -242,6 +299,8 @@ pub struct MemoryPlan {
     pub eval: u64,
     /// The update of the largest trained tensor, where it takes anything.
     pub update: u64,
+    /// What waits in host memory, which is no part of the total.
+    pub host: u64,
 }
 
 impl MemoryPlan {
@@ -273,35 +332,50 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
     let again = layers.len() - input.kept.layers.min(layers.len());
     // Below everything trained nothing is kept and no gradient flows.
     let (mut kept, mut layer, mut holes) = (0, 0, 0);
+    let mut away = Vec::new();
     for (index, (all, passing)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
-        let (residual, run_again, forward) = if index < again {
+        let (residual, run_again, gave_back) = if index < again {
             // What the forward gave back is cut up by the residuals, too small for the largest tensor of the second one.
             (hidden * size * tokens, *all + passing.largest * tokens, passing.without_tape)
         } else {
-            (*all, 0, passing.forward)
+            (*all, 0, 0)
         };
-        kept += residual;
+        if index < again && input.offload >= Offload::Inputs {
+            away.push(residual);
+        } else {
+            kept += residual;
+        }
         layer = layer.max(passing.backward * tokens + run_again);
-        holes = holes.max(forward * tokens);
+        holes = holes.max(gave_back * tokens);
     }
+    // The one that runs again, and the one that comes meanwhile.
+    let here: u64 = away.iter().take(2).sum();
+    kept += here;
+    let weights = input.weights.on_device(spec, input.offload);
     let without_tape = layers.iter().map(|(_, passing)| passing.without_tape).max().unwrap_or(0);
     let trained = learned.numbers(inventory);
     let largest = inventory.iter().map(|tensor| learned.numbers_of(tensor)).max().unwrap_or(0);
     let head_trained = inventory.iter().any(|tensor| is_head(spec, tensor) && learned.numbers_of(tensor) > 0);
-    let head_gradient = if head_trained { head_parameters(spec) } else { 0 };
     // A chunk's logits, the part of their gradients that a product packs at a time, hidden states and their gradients.
     let chunk = |tokens: u64| {
         let vocabulary = spec.vocab_size as u64;
         tokens.min(input.head_rows) * 4 * (vocabulary + vocabulary.min(PACKED_LOGITS) + 2 * hidden)
     };
+    let head = if head_trained {
+        chunk(input.head_tokens) + head_parameters(spec) * 4
+    } else {
+        // A block's logits and their packed form; of each token the hidden state, gathered and packed, and the sum it becomes.
+        let block = HEAD_BLOCK.min(spec.vocab_size as u64);
+        input.head_tokens.min(HEAD_TOKENS) * (block * (4 + size) + hidden * (4 + 2 * size))
+    };
     MemoryPlan {
-        weights: input.weights,
+        weights,
         trained: learned.held(inventory, input.formats),
         gradients: trained * 4,
         kept,
         layer,
         holes,
-        head: 3 * hidden * size * tokens + chunk(input.head_tokens) + head_gradient * 4,
+        head: 3 * hidden * size * tokens + head,
         eval: match input.eval_tokens {
             0 => 0,
             tokens => (without_tape * tokens).max(3 * hidden * size * tokens + chunk(tokens)),
@@ -312,6 +386,7 @@ pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
             // Values and moments in f32 beside the new ones.
             (false, false) => 8 * largest * 4,
         },
+        host: input.weights.total() - weights + away.iter().sum::<u64>() - here,
     }
 }
 

@@ -1,17 +1,23 @@
 //! `plan`: what each setting became, and why; what is trained; what it will take.
 
+mod table;
+
 use std::collections::BTreeMap;
 
 use qwen_tune_qwen::memory::{self, Learned};
 use serde_json::{Value, json};
 
 use super::{DONE, Ended, written};
-use crate::args::RecipeArgs;
+use crate::args::PlanArgs;
 use crate::plan::{Estimate, Plan, Prepared, prepare};
 use crate::recipe::Purpose;
 use crate::terminal::{Printer, Table, bytes, count, duration, percent, short_count};
 
-pub(super) fn run(args: &RecipeArgs, printer: &Printer) -> Ended {
+pub(super) fn run(args: &PlanArgs, printer: &Printer) -> Ended {
+    if args.table {
+        written(if printer.is_json() { printer.json(&table::as_json()) } else { printer.data(&table::text()) })?;
+        return Ok(DONE);
+    }
     let Prepared { plan, .. } = prepare(args.recipe.as_deref(), &args.settings.to_vec(), Purpose::Train)?;
     printer.diagnostics(&plan.warnings);
     let estimate = plan.estimate()?;
@@ -73,13 +79,17 @@ fn trained(plan: &Plan) -> String {
 }
 
 fn memory_of(plan: &Plan) -> String {
-    let mut table = Table::new(["memory", ">bytes"]);
+    let of_each = plan.device.count() > 1 && !plan.device.on_host;
+    let mut table = Table::new([if of_each { "memory of each device" } else { "memory" }, ">bytes"]);
     for (name, size) in &plan.cost.memory.rows {
         table.row([(*name).to_owned(), bytes(*size)]);
     }
     table.row(["peak (not all at a time)".to_owned(), bytes(plan.cost.memory.total())]);
     if let Some(budget) = plan.cost.memory.budget {
         table.row(["may be taken".to_owned(), bytes(budget)]);
+    }
+    if plan.cost.memory.host > 0 {
+        table.row(["in host memory meanwhile".to_owned(), bytes(plan.cost.memory.host)]);
     }
     let formats = formats(plan).map_or(String::new(), |formats| format!("{formats}\n"));
     format!("{}{formats}largest micro-batch: {} tokens\n", table.render(0), count(plan.cost.worst_tokens as u64))
@@ -138,9 +148,11 @@ fn as_json(plan: &Plan, estimate: Option<&Estimate>) -> Value {
         "steps": plan.total_steps,
         "step_tokens": plan.cost.step_tokens,
         "device": plan.device.name,
+        "devices": plan.device.count(),
         "micro_batch": plan.micro_batch,
         "micro_batch_tokens": plan.cost.worst_tokens,
         "recompute": plan.recompute,
+        "offload": plan.offload,
         "choices": choices,
         "parameters": memory::parameters(&plan.model.inventory),
         "trained_parameters": plan.cost.learned.numbers(&plan.model.inventory),
@@ -150,6 +162,7 @@ fn as_json(plan: &Plan, estimate: Option<&Estimate>) -> Value {
         "memory": rows,
         "memory_bytes": plan.cost.memory.total(),
         "memory_budget_bytes": plan.cost.memory.budget,
+        "host_memory_bytes": plan.cost.memory.host,
         "time": estimate.map(|e| json!({
             "seconds": e.total,
             "step_seconds": e.step,
