@@ -203,7 +203,10 @@ impl<'a> Builder<'a> {
         let Site { model, device, storage, .. } = *self.site;
         let packed = if self.trains(&full) { None } else { packed(model, stored, storage.quantize, device)? };
         match packed {
-            Some(packed) => Ok(Matrix::Packed(Blocks::new(packed, shape))),
+            Some(packed) => {
+                let blocks = Blocks::new(packed, shape);
+                Ok(Matrix::Packed(if waits(model, stored, storage.offload) { blocks } else { blocks.on(device) }))
+            }
             None if !self.trains(&full) && waits(model, stored, storage.offload) => {
                 let dtype = weight_dtype(model, stored, device, storage.dtype);
                 Ok(Matrix::Packed(Blocks::new(Arc::new(host_numbers(model, stored, dtype)?), shape)))
