@@ -161,7 +161,8 @@ def bench(args, name):
         shape = json.loads(out.read_text())
         shape["torch_wall_s"] = wall
         if code != 0:
-            shape["notes"].append(("torch ran out of time: " if code is None else f"torch ended with {code}: ") + tail(log))
+            shape["error"] = ("torch ran out of time" if code is None else f"torch ended with {code}: {tail(log)}")
+            shape["notes"].append(shape["error"])
         for side in shape["sides"]:
             side.setdefault("peak", {})["resident"] = resident
         shape["flops_per_token"] = flops_per_token(scratch, scratch / "adapter", args.length)
@@ -202,7 +203,7 @@ def table(shapes, peak_tflops):
             ]
             yield ("| " + " | ".join(cells) + " |").replace("\n", " ")
         for note in shape.get("notes", []):
-            yield f"| {shape['shape']} | | | | | | | | | {note[-200:]} |".replace("\n", " ")
+            yield f"| {shape['shape']} | | | | | | | | | {note[:200]} |".replace("\n", " ")
 
 
 def kernels(out):

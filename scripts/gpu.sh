@@ -106,7 +106,7 @@ for entry in entries.values():
         print("   ", check, file=sys.stderr)
 own = entries.get(sys.argv[2]) or {"state": "not listed"}
 tested = own.get("self_test")
-if not tested or tested.get("failure") or not all(check["ok"] for check in tested["checks"]):
+if not tested or tested.get("failure") or any(check["ok"] is False for check in tested["checks"]):
     sys.exit(f"{sys.argv[2]}: {own['state']}; self-test {tested}")
 PYTHON
 }

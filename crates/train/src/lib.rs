@@ -3,6 +3,7 @@
 //! [`Run::execute`] is the loop. What it needs to go on after a stop is in [`TrainState`], the trained tensors and the
 //! moments; what it has to say goes to an event [`Sink`]. Backends are known to [`device`] alone.
 
+mod attempt;
 pub mod backward;
 mod bad_step;
 mod balance;

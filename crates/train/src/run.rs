@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use qwen_tune_data::{Batch, DataError, Step as DataStep};
-use qwen_tune_model::{Decoder, Parameters, Pass, mix};
+use qwen_tune_data::{DataError, Step as DataStep};
+use qwen_tune_model::{Decoder, Parameters, Pass};
 use qwen_tune_qwen::memory::Offload;
 
-use crate::backward::{Gradients, Passed};
+use crate::attempt::Tried;
+use crate::backward::Passed;
 use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::error::{Failed, TrainError};
@@ -14,9 +15,8 @@ use crate::eval::EvalSet;
 use crate::event::{Ending, Event, Outcome, Sink, Step};
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, OptimizerConfig};
-use crate::out_of_memory::attempt;
 use crate::recent::Fault;
-use crate::replicas::{Exchange, Replica, Work};
+use crate::replicas::{Exchange, Replica};
 use crate::schedule::ScheduleConfig;
 use crate::state::{Exact, TrainState};
 use crate::stop::StopFlag;
@@ -65,14 +65,6 @@ pub struct Run<'a> {
     pub state: TrainState,
     /// The user's wish.
     pub stop: StopFlag,
-}
-
-/// A step before its update.
-struct Tried {
-    passed: Passed,
-    /// The whole step's, on every device.
-    gradients: Vec<Gradients>,
-    grad_norm: f64,
 }
 
 impl Run<'_> {
@@ -193,65 +185,6 @@ impl Run<'_> {
             eta_seconds: None,
             experts: balance.figures(),
         }))
-    }
-
-    /// Everything of a step up to its update, with less at a time where a device has no room.
-    fn gradients(&mut self, data: &DataStep, sink: &mut dyn Sink) -> Result<Tried, TrainError> {
-        loop {
-            let parts = data.micro_batches.iter().flat_map(|batch| batch.split(self.state.micro_batch)).collect();
-            let fault = match attempt(|| self.attempt(data, parts)) {
-                Ok((tried, None)) => return Ok(tried),
-                Ok((tried, Some(message))) => {
-                    sink.event(&Event::Warned { message })?;
-                    return Ok(tried);
-                }
-                Err(fault) => fault,
-            };
-            self.clear_away();
-            let step = self.state.step + 1;
-            let rows = data.micro_batches.iter().map(|batch| batch.rows).max().unwrap_or(1);
-            let blocks = self.decoder.blocks().len();
-            match (rows.min(self.state.micro_batch), self.recompute, self.offload) {
-                (2.., ..) => self.state.micro_batch = rows.min(self.state.micro_batch) / 2,
-                (_, recompute, _) if recompute < blocks => self.recompute = blocks,
-                (_, _, offload) if offload < Offload::Inputs => self.offload = Offload::Inputs,
-                _ => return Err(TrainError::OutOfMemory { step, said: fault.said }),
-            }
-            sink.event(&Event::OutOfMemory { step, micro_batch: self.state.micro_batch, recompute: self.recompute })?;
-        }
-    }
-
-    /// Takes notice of what failed on the devices, and gives back what nobody holds any more.
-    fn clear_away(&self) {
-        let others = self.others.iter().map(|other| other.decoder.device());
-        for device in std::iter::once(self.decoder.device()).chain(others) {
-            // What it says has been said.
-            let _ = device.sync();
-            device.memory_cleanup();
-        }
-    }
-
-    /// Gradients of all devices, added up; and what there is to warn of.
-    fn attempt(&mut self, data: &DataStep, micro_batches: Vec<Batch>) -> (Tried, Option<String>) {
-        let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
-        let work = Work {
-            micro_batches,
-            tokens: data.tokens,
-            trained: data.trained,
-            objective: self.objective.as_ref(),
-            router_aux_loss_coef: self.router_aux_loss_coef,
-            recompute: self.recompute,
-            dropout: self.dropout.then_some(step_key),
-            inputs_on_host: self.offload >= Offload::Inputs,
-        };
-        let others = self.others.iter().map(|other| (&other.decoder, &other.parameters));
-        let replicas: Vec<_> = std::iter::once((self.decoder, &self.parameters)).chain(others).collect();
-        let (passed, mut gradients) = work.run(&replicas);
-        let devices: Vec<_> = replicas.iter().map(|(decoder, _)| decoder.device()).collect();
-        let warning = self.exchange.sum(&mut gradients, &devices);
-        // Of the sum, and of one device for all: none of them may clip by another number.
-        let grad_norm = gradients[0].norm();
-        (Tried { passed, gradients, grad_norm }, warning)
     }
 
     /// Passes over a step without applying it, or ends the run before it.

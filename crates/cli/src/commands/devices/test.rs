@@ -60,6 +60,8 @@ pub(super) fn apart(name: &str) -> Tested {
     let spawned = std::env::current_exe().and_then(|program| {
         let mut command = Command::new(program);
         command.args(["devices", "--self-test", name]);
+        // Choosing among dozens of kernels for a product would be most of the test; nor is its choice to be remembered.
+        command.env("CUBECL_AUTOTUNE_LEVEL", "minimal").env("CUBECL_AUTOTUNE_CACHE", "0");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     });
     match spawned {
