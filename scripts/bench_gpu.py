@@ -77,6 +77,7 @@ def limited(command, log, limit, env=None):
         child = subprocess.Popen([str(part) for part in command], stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, env=env)
         RUNNING.add(child.pid)
         timer = threading.Timer(limit, lambda: os.killpg(child.pid, signal.SIGKILL))
+        timer.daemon = True
         timer.start()
         _, status, usage = os.wait4(child.pid, 0)
         late = not timer.is_alive()
@@ -166,8 +167,8 @@ def bench(args, name):
         f"--sides={args.sides}",
     ]
     command += ["--batch", args.batch] if args.batch else []
-    code, wall, resident = limited(command, log, args.limit_torch)
     try:
+        code, wall, resident = limited(command, log, args.limit_torch)
         if not out.exists():
             return {"shape": name, "sides": [], "error": ("time is up: " if code is None else "") + tail(log)}
         shape = json.loads(out.read_text())
