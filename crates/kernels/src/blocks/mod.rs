@@ -144,6 +144,7 @@ impl Blocks<3> {
 }
 
 /// A weight of products: a tensor, which may be trained, or frozen blocks.
+#[expect(clippy::large_enum_variant, reason = "made for the time of an operation, from handles")]
 #[derive(Clone, Debug)]
 pub enum Weight<const D: usize> {
     /// Numbers as they are.

@@ -142,7 +142,7 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn no_rows_give_no_rows() {
     for mut random in Random::everywhere(10) {
-        let y = grouped_linear(random.tensor([0, 4]), &random.tensor([2, 3, 4]), &Groups::of_counts(&[0, 0]), None);
+        let y = grouped_linear(random.tensor([0, 4]), random.tensor([2, 3, 4]), &Groups::of_counts(&[0, 0]), None);
         assert_eq!(y.dims(), [0, 3]);
     }
 }
