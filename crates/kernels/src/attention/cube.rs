@@ -16,7 +16,7 @@ use crate::Segments;
 use crate::gpu::float::{largest, sum};
 use crate::gpu::group::{Group, row, row_max, row_sum};
 use crate::gpu::places::starts;
-use crate::gpu::product::wide_product;
+use crate::gpu::product::{product, wide_product};
 use crate::gpu::tensor::{dense, elem, elementwise, empty, float_operand, primitive, vector_size};
 use crate::gpu::{Cube, Operand};
 use crate::tape::record;
@@ -89,6 +89,10 @@ fn window(layout: &Layout) -> usize {
 
 impl Steps for Kernels {
     fn product(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
+        product(a, b)
+    }
+
+    fn wide_product(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
         wide_product(a, b)
     }
 
@@ -233,7 +237,15 @@ struct Visible {
 }
 
 #[cube]
-fn visible(row: usize, starts: &[u32], token: usize, tokens: usize, from: usize, group: usize, window: usize) -> Visible {
+fn visible(
+    row: usize,
+    starts: &[u32],
+    token: usize,
+    tokens: usize,
+    from: usize,
+    group: usize,
+    window: usize,
+) -> Visible {
     let query = token + row / group % tokens;
     let start = starts[query] as usize;
     let oldest = select(query >= window, query + 1 - min(window, query + 1), 0usize);

@@ -4,7 +4,7 @@
 use super::*;
 use crate::oracle::{
     Random, assert_close, assert_nearly_rounded, assert_rounded, assert_same_bits, backward, double,
-    finite_differences, leaf, on_threads, wide,
+    finite_differences, leaf, on_cpu, on_threads, wide,
 };
 
 /// Segment lengths, query heads, key heads, head size, window.
@@ -38,7 +38,7 @@ fn agrees_with_the_reference() {
                 let plain = [draw(heads), draw(kv_heads), draw(kv_heads)];
                 let upstream = draw(heads);
                 let scale = 2.0 / (size as f32).sqrt();
-                let (fast, expected) = (plain.each_ref().map(leaf), plain.each_ref().map(leaf));
+                let (fast, expected) = (plain.each_ref().map(leaf), plain.each_ref().map(|t| leaf(&on_cpu(t))));
                 let run = |[q, k, v]: [Tensor<3>; 3]| attention(q, k, v, &segments, scale, window);
                 let y = run(fast.clone());
                 let [q, k, v] = expected.clone();
@@ -212,7 +212,12 @@ fn blocks_cover_the_tokens_and_what_they_see() {
         let segments = Segments::packed(lens);
         let layout = Layout { kv_heads: 4, group: heads / 4, size: 8, scale: 1.0, window, segments: segments.clone() };
         let (blocks, first_keys) = (layout.blocks(), layout.first_keys());
-        assert!(blocks.iter().map(|block| block.tokens.start).eq([0].into_iter().chain(blocks.iter().map(|b| b.tokens.end)).take(blocks.len())));
+        assert!(
+            blocks
+                .iter()
+                .map(|block| block.tokens.start)
+                .eq([0].into_iter().chain(blocks.iter().map(|b| b.tokens.end)).take(blocks.len()))
+        );
         assert_eq!(blocks.last().unwrap().tokens.end, segments.tokens());
         for block in &blocks {
             assert!(block.tokens.clone().all(|token| first_keys[token] >= block.from));

@@ -12,9 +12,14 @@ use crate::oracle::{
 #[test]
 fn agrees_with_the_reference() {
     for mut random in Random::everywhere(1) {
-        for (lens, channels, kernel) in
-            [(&[1][..], 1, 4), (&[3], 5, 4), (&[2, 0, 1, 9], 33, 4), (&[300, 40], 64, 4), (&[7, 5], 16, 1), (&[6], 3, 2)]
-        {
+        for (lens, channels, kernel) in [
+            (&[1][..], 1, 4),
+            (&[3], 5, 4),
+            (&[2, 0, 1, 9], 33, 4),
+            (&[300, 40], 64, 4),
+            (&[7, 5], 16, 1),
+            (&[6], 3, 2),
+        ] {
             for strided in [false, true] {
                 let segments = Segments::packed(lens);
                 let shape = [segments.tokens(), channels];

@@ -26,7 +26,11 @@ fn agrees_with_the_reference_on_odd_shapes() {
                 assert_close(&gated_norm(x, z, weight, EPS), &expected_y, "plain gated_norm");
                 let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
                 for (index, what) in ["dx", "dz"].into_iter().enumerate() {
-                    assert_close(&fast[index].grad(&grads).unwrap(), &expected[index].grad(&expected_grads).unwrap(), what);
+                    assert_close(
+                        &fast[index].grad(&grads).unwrap(),
+                        &expected[index].grad(&expected_grads).unwrap(),
+                        what,
+                    );
                 }
                 let expected = expected_weight.grad(&expected_grads).unwrap();
                 assert_close(&fast_weight.grad(&grads).unwrap(), &expected, "dweight");

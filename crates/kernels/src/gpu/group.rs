@@ -24,7 +24,8 @@ impl Group {
         let most = CUBE_UNITS.min(hardware.max_units_per_cube);
         let units = (steps.max(1).next_power_of_two() as u32).min(most);
         let one_size = hardware.plane_size_min == hardware.plane_size_max;
-        let plane = if one_size && properties.features.plane.contains(Plane::Ops) { hardware.plane_size_max } else { 0 };
+        let plane =
+            if one_size && properties.features.plane.contains(Plane::Ops) { hardware.plane_size_max } else { 0 };
         Self { units, rows: (most / units).max(1), plane }
     }
 

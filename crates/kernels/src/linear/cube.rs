@@ -45,12 +45,7 @@ fn operands(map: &Projection) -> Option<[Option<Operand>; 4]> {
     Some([Some(float_operand(&map.weight)?), bias, a, b])
 }
 
-fn forward(
-    x: &Tensor<2>,
-    input: Operand,
-    operands: Vec<[Option<Operand>; 4]>,
-    maps: &[Projection],
-) -> Vec<Tensor<2>> {
+fn forward(x: &Tensor<2>, input: Operand, operands: Vec<[Option<Operand>; 4]>, maps: &[Projection]) -> Vec<Tensor<2>> {
     let (x_TI, dtype) = (plain::<2>(&input), x.dtype());
     let lows = lows(&x_TI, &operands, maps);
     let pending = Pending::default();

@@ -22,12 +22,7 @@ pub(super) fn rms_norm<const D: usize>(
 }
 
 /// A norm of `x` by a `weight`, the parents, and what comes behind it and gets no gradient.
-pub(crate) fn normed<const D: usize>(
-    parents: [Operand; 2],
-    eps: f64,
-    zero_centred: bool,
-    behind: Behind,
-) -> Tensor<D> {
+pub(crate) fn normed<const D: usize>(parents: [Operand; 2], eps: f64, zero_centred: bool, behind: Behind) -> Tensor<D> {
     let [x, weight] = parents.each_ref().map(dense);
     let norm = Norm { x, weight, offset: if zero_centred { 1.0 } else { 0.0 }, behind };
     let (y, rstd) = norm.forward(eps);

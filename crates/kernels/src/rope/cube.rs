@@ -22,8 +22,7 @@ pub(super) fn rope(x: &Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Option<Te
 
 /// Cosines and sines where a kernel can read them.
 pub(crate) fn f32_angles(angles: [&Tensor<2>; 2]) -> Option<[Operand; 2]> {
-    let [cos, sin] =
-        angles.map(|angle| (angle.dtype() == DType::F32).then(|| float_operand(angle)).flatten());
+    let [cos, sin] = angles.map(|angle| (angle.dtype() == DType::F32).then(|| float_operand(angle)).flatten());
     Some([cos?, sin?])
 }
 

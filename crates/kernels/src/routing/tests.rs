@@ -30,7 +30,8 @@ fn rows_of_tokens_agree_with_the_reference() {
                 let mut draw = |shape| if strided { random.view(shape) } else { random.tensor(shape) };
                 let (x, upstream) = (draw([tokens, width]), draw([tokens * active, width]));
                 let (fast, expected) = (leaf(&x), leaf(&x));
-                let (rows, expected_rows) = (spread(fast.clone(), &routes), reference::spread(expected.clone(), &routes));
+                let (rows, expected_rows) =
+                    (spread(fast.clone(), &routes), reference::spread(expected.clone(), &routes));
                 assert_same_bits(&rows, &expected_rows, "rows");
                 assert_same_bits(&spread(x, &routes), &expected_rows, "plain rows");
                 let dx = fast.grad(&backward(&rows, &upstream)).unwrap();
@@ -65,7 +66,11 @@ fn sums_of_rows_agree_with_the_reference() {
                 assert_close(&combine(rows, weights.clone(), &routes), &expected_y, "plain y");
                 let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
                 for (index, what) in ["drows", "dweights"].into_iter().enumerate() {
-                    assert_close(&fast[index].grad(&grads).unwrap(), &expected[index].grad(&expected_grads).unwrap(), what);
+                    assert_close(
+                        &fast[index].grad(&grads).unwrap(),
+                        &expected[index].grad(&expected_grads).unwrap(),
+                        what,
+                    );
                 }
 
                 let rows = random.narrow([tokens * active, width], strided);

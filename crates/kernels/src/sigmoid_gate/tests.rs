@@ -33,7 +33,11 @@ fn agrees_with_the_reference_on_odd_shapes() {
                 assert_close(&sigmoid_gate(x, gate), &expected_y, "plain y");
                 let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
                 for (index, what) in ["dx", "dgate"].into_iter().enumerate() {
-                    assert_close(&fast[index].grad(&grads).unwrap(), &expected[index].grad(&expected_grads).unwrap(), what);
+                    assert_close(
+                        &fast[index].grad(&grads).unwrap(),
+                        &expected[index].grad(&expected_grads).unwrap(),
+                        what,
+                    );
                 }
             }
         }

@@ -70,7 +70,8 @@ impl Chunks {
     /// The states before each chunk, and the output.
     pub(super) fn forward(self, slots: &Slots) -> (Tensor<4>, Tensor<4>) {
         let states = Tensor::<4>::zeros(self.state_shape(), &self.q.device());
-        let (reach, all_states, all_writes) = (self.reach_buffer(), primitive(states.clone()), buffer(self.values.clone()));
+        let (reach, all_states, all_writes) =
+            (self.reach_buffer(), primitive(states.clone()), buffer(self.values.clone()));
         for (index, step) in slots.steps.iter().enumerate() {
             let part = |all: &Tensor<4>, len| all.clone().narrow(0, step.start, len);
             if index > 0 {

@@ -166,13 +166,7 @@ fn add_scaled_at(part: &CubeTensor, sum: &CubeTensor, first: usize, scale: f32) 
 }
 
 #[cube(launch_unchecked)]
-fn add_scaled<N: Size>(
-    part: &[Vector<f32, N>],
-    sum: &mut [Vector<f32, N>],
-    units: usize,
-    offset: usize,
-    scale: f32,
-) {
+fn add_scaled<N: Size>(part: &[Vector<f32, N>], sum: &mut [Vector<f32, N>], units: usize, offset: usize, scale: f32) {
     if ABSOLUTE_POS >= units {
         terminate!();
     }

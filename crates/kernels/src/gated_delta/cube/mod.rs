@@ -100,7 +100,8 @@ impl Rule {
     fn chunks(&self) -> Chunks {
         let [q, k] = self.units().map(|unit| unit.forward(self.eps()).0);
         let heads = self.value_heads();
-        let [q, k, v] = [&q, &k, &self.data[2]].map(|x| Tensor::<4>::from_primitive::<Cube>(self.slots.gather(x, heads)));
+        let [q, k, v] =
+            [&q, &k, &self.data[2]].map(|x| Tensor::<4>::from_primitive::<Cube>(self.slots.gather(x, heads)));
         let [g, beta] = [&self.data[3], &self.data[4]].map(|x| self.slots.gather(x, heads));
         Chunks::new(q, k, v, g, beta)
     }
