@@ -27,9 +27,14 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=$out/venv/bin/python
     if [ ! -x "$PYTHON" ]; then
         python3 -m venv "$out/venv" || exit 1
-        # Only what these scripts import; torch's own index has the build without CUDA.
+        # Only what these scripts import. The build without CUDA, a tenth of the download, is in torch's own index.
+        index=https://download.pytorch.org/whl/cpu
+        extra=()
+        if "$PYTHON" -c "import urllib.request as r; r.urlopen('$index', timeout=5)" 2>/dev/null; then
+            extra=(--extra-index-url "$index")
+        fi
         grep -E '^(torch|transformers|peft|safetensors|tokenizers|pyarrow|numpy|jinja2)==' scripts/requirements.txt >"$out/requirements.txt"
-        "$PYTHON" -m pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu -r "$out/requirements.txt" || exit 1
+        "$PYTHON" -m pip install --quiet ${extra[@]+"${extra[@]}"} -r "$out/requirements.txt" || exit 1
     fi
 fi
 if [ -z "${BINARY:-}" ]; then

@@ -112,7 +112,7 @@ impl Golden {
                 (module, LoraModule { rank: pair.rank, scale: pair.scale, values })
             })
             .collect();
-        Training::Lora(LoraPlan { modules, dropout: 0.0, seed: 0 })
+        Training::Lora(LoraPlan { modules, ..LoraPlan::default() })
     }
 
     pub fn full(&self) -> Training {

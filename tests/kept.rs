@@ -1,20 +1,24 @@
 //! What a block keeps for its backward, counted by an allocator, against the formula that plans are made with.
 //!
-//! A binary of its own with one test: the count is that of the whole process.
+//! A binary of its own: the count is that of the whole process, so its tests take turns.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
-// Of what other tests take from it, some.
+// Of what other tests take from them, some.
 #[allow(dead_code)]
 mod golden;
+#[allow(dead_code)]
+mod made_model;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use burn::tensor::{DType, Tensor, TensorData};
-use qwen_tune_model::{Block, Decoder, Parameters, Pass, Training};
-use qwen_tune_qwen::TensorSpec;
+use qwen_tune_model::{Block, Decoder, Parameters, Pass, Quantize, Storage, Training};
+use qwen_tune_qwen::gguf::{self, About, Quant, WriteOptions};
 use qwen_tune_qwen::memory::{Learned, kept_by_layer};
+use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
 use qwen_tune_train::device;
 
 use golden::{Golden, names};
@@ -76,15 +80,19 @@ fn held(decoder: &Decoder, block: &Block, parameters: &Parameters, dtype: DType,
 fn learned(training: &Training) -> Learned {
     match training {
         Training::Lora(plan) => {
-            Learned::Adapters { ranks: plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect() }
+            let ranks = plan.modules.iter().map(|(module, lora)| (module.clone(), lora.rank)).collect();
+            Learned::Adapters { ranks, whole: plan.whole.keys().cloned().collect() }
         }
-        Training::Full(names) => Learned::Base(names.clone()),
+        Training::Full(plan) => Learned::Base(plan.tensors.clone()),
         Training::Nothing => unreachable!(),
     }
 }
 
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_block_keeps_what_the_formula_says() {
+    let _turn = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let device = device::open("cpu", Default::default()).unwrap().device;
     let mut wrong = Vec::new();
     let mut warm = false;
@@ -118,4 +126,52 @@ fn a_block_keeps_what_the_formula_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Bytes on the heap that a model holds, in pieces of some size, and those of its matrices by the plan.
+fn loaded(model: &ModelDir, storage: Storage) -> (i64, u64) {
+    let device = device::open("cpu", Default::default()).unwrap().device;
+    // What is made once and kept: threads' buffers.
+    drop(Decoder::load(model, &Training::Nothing, &device, storage).unwrap());
+    let before = LIVE.load(Ordering::SeqCst);
+    let loaded = Decoder::load(model, &Training::Nothing, &device, storage).unwrap();
+    let held = LIVE.load(Ordering::SeqCst) - before;
+    drop(loaded);
+    let matrices = model.inventory.iter().filter(|tensor| matches!(tensor.role, Role::Linear(_) | Role::Experts));
+    (held, matrices.map(|tensor| storage.bytes_of(model, tensor, &device)).sum())
+}
+
+/// A bf16 checkpoint: what is not quantised lies in the mapped file. A GGUF file: all of it does.
+#[test]
+fn weights_in_blocks_take_the_bytes_of_their_blocks() {
+    let _turn = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let home = tempfile::tempdir().unwrap();
+    let mut config = made_model::config("qwen3");
+    config["hidden_size"] = 512.into();
+    config["intermediate_size"] = 1536.into();
+    let directory = home.path().join("base");
+    made_model::write(&directory, &config, "model.");
+    let model = ModelDir::open(&directory).unwrap();
+    let matrices = model.inventory.iter().filter(|tensor| matches!(tensor.role, Role::Linear(_)));
+    let numbers: u64 = matrices.map(TensorSpec::elements).sum();
+    // Norms and tables; the matrices all lie in the file.
+    let (others, _) = loaded(&model, DType::F32.into());
+    for (quantize, bits) in [(Quantize::Nf4, 4.15), (Quantize::Int8, 8.1), (Quantize::Q4_0, 4.5)] {
+        let (held, planned) = loaded(&model, Storage { quantize, ..DType::F32.into() });
+        let what = format!("{}: {held} bytes held, {planned} planned of {numbers} numbers", quantize.name());
+        assert!(planned as f64 * 8.0 <= bits * numbers as f64, "{what}");
+        // Ranges of small tensors' scales lie below what is counted.
+        assert!((held - others - planned as i64).unsigned_abs() * 200 < planned, "{what}, {others} others");
+    }
+    let options = WriteOptions {
+        name: "m".to_owned(),
+        quants: vec![Quant::Q4_K_M],
+        about: About { name: "m".to_owned(), ..About::default() },
+        shard_bytes: 1 << 40,
+    };
+    let report = gguf::write(&model, None, home.path(), &options).unwrap();
+    let file = ModelDir::open(&report.models[0].files[0]).unwrap();
+    let (held, planned) = loaded(&file, DType::F32.into());
+    assert!(held <= others, "{held} bytes on the heap, {others} of them others, of {planned} in the file");
+    assert!(planned as f64 * 8.0 < 5.5 * numbers as f64, "{planned} bytes of {numbers} numbers");
 }

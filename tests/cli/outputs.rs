@@ -33,10 +33,11 @@ const HYBRID: &str = "datasets/tiny-qwen3_5";
 const EXPERTS: &str = "datasets/tiny-qwen3_moe";
 
 /// Replaces times, speeds, sizes in memory, digests and anything else that another machine shows otherwise.
-const FILTERS: [(&str, &str); 21] = [
+const FILTERS: [(&str, &str); 22] = [
     (r"(model\.dtype +\S+ +)[^\n]+", "${1}REASON"),
     (r#"("model\.dtype","value":"\w+","reason":)"[^"]+""#, r#"$1"REASON""#),
     (r"built in: \d+ cores?; products by [^\n]+", "STATE: CORES AND INSTRUCTIONS"),
+    (r"\d\.\de-\d+(   1\.0e-\d)", "ROUNDING$1"),
     (r"run\.threads +\d+ +[^\n]+", "run.threads  COUNT  REASON"),
     (r#""run\.threads","value":\d+,"reason":"[^"]+""#, r#""run.threads","value":N,"reason":"REASON""#),
     (r"\d[\d,.]* (tok/s|tokens a second)", "SPEED $1"),

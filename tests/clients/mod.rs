@@ -232,7 +232,7 @@ fn bound(model: &ModelDir, adapter: Adapter) -> Training {
         let module = model.module_of_peft(&pair.module).unwrap().to_owned();
         (module, LoraModule { rank: pair.rank, scale: pair.scale, values: Some((pair.a, pair.b)) })
     };
-    Training::Lora(LoraPlan { modules: adapter.pairs.into_iter().map(bind).collect(), dropout: 0.0, seed: 0 })
+    Training::Lora(LoraPlan { modules: adapter.pairs.into_iter().map(bind).collect(), ..LoraPlan::default() })
 }
 
 /// Mean Kullback-Leibler divergence of the second model's next token from the first one's, in nats.

@@ -13,6 +13,9 @@ use qwen_tune_weights::{Dtype, MemorySource, TensorInfo, TensorSource, encoding}
 use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
 
 mod bf16;
+mod blocks;
+mod compact;
+mod replicas;
 
 fn cpu() -> Device {
     qwen_tune_train::device::open("cpu", Default::default()).unwrap().device
@@ -99,18 +102,21 @@ fn an_objective_without_fixed_weights_has_the_gradients_of_the_whole_tape() {
 }
 
 #[test]
-fn recomputing_blocks_changes_nothing_at_all() {
+fn recomputing_blocks_and_moving_their_inputs_changes_nothing_at_all() {
     let golden = Golden::open(&names()[0]);
     let (decoder, parameters) = golden.load(&lora_with_dropout(&golden, 0.2), &cpu());
     let batches = [golden.batch()];
-    let run = |recompute| {
-        staged(&decoder, &parameters, &Likelihood, &batches, Staging { dropout: Some(3), ..Staging::plain(recompute) })
+    let run = |recompute, inputs_on_host| {
+        let staging = Staging { dropout: Some(3), inputs_on_host, ..Staging::plain(recompute) };
+        staged(&decoder, &parameters, &Likelihood, &batches, staging)
     };
-    let (loss, none) = run(0);
-    let (again, all) = run(usize::MAX);
-    assert_eq!(loss.to_bits(), again.to_bits());
-    for slot in 0..parameters.len() {
-        assert_eq!(host(none.get(slot).unwrap().clone()), host(all.get(slot).unwrap().clone()));
+    let (loss, none) = run(0, false);
+    for (recompute, inputs_on_host) in [(usize::MAX, false), (1, true), (usize::MAX, true)] {
+        let (again, others) = run(recompute, inputs_on_host);
+        assert_eq!(loss.to_bits(), again.to_bits());
+        for slot in 0..parameters.len() {
+            assert_eq!(host(none.get(slot).unwrap().clone()), host(others.get(slot).unwrap().clone()));
+        }
     }
 }
 

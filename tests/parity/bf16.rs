@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::DType;
 use qwen_tune_data::Batch;
 use qwen_tune_model::{Decoder, Parameters, Pass, Training};
 use qwen_tune_qwen::FfnSpec;
@@ -52,8 +52,10 @@ fn cases() -> Vec<(Golden, Theirs)> {
 type Model = (Decoder, Parameters);
 
 fn load(golden: &Golden, dtype: DType, training: &Training) -> Model {
-    let device: Device = qwen_tune_train::device::open("cpu", Default::default()).unwrap().device;
-    golden.load_as(dtype, training, &device)
+    // What is held against f32 may be asked of another device; f32 itself is the CPU's.
+    let asked = super::test_device().filter(|_| dtype == DType::BF16).map(|(_, device)| device);
+    let cpu = || qwen_tune_train::device::open("cpu", Default::default()).unwrap().device;
+    golden.load_as(dtype, training, &asked.unwrap_or_else(cpu))
 }
 
 /// Loss, and gradients of all adapters as one vector.

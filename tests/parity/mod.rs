@@ -1,6 +1,8 @@
 //! Our numbers against those of transformers and PEFT, in f32 on the CPU. The tolerances of every case stand here and
 //! nowhere else.
 
+use std::sync::OnceLock;
+
 use burn::backend::Flex;
 use burn::tensor::{Device, Tensor};
 use qwen_tune_data::Batch;
@@ -31,19 +33,41 @@ struct Tolerance {
 
 /// Softmax attention. The gated norm behind a recurrence divides each head's output by its own size, which may be next
 /// to nothing: there rounding shows a hundred times larger, in transformers itself too.
-fn tolerance(golden: &Golden) -> Tolerance {
-    if golden.is_hybrid() {
-        Tolerance { activation: 1e-3, gradient: 1e-3, loss: 1e-4, curve: 1e-3, after: 2e-3 }
-    } else {
-        Tolerance { activation: 1e-4, gradient: 1e-4, loss: 1e-5, curve: 1e-5, after: 2e-5 }
+fn tolerance(golden: &Golden, device: &Device) -> Tolerance {
+    let wide = match golden.is_hybrid() {
+        true => Tolerance { activation: 1e-3, gradient: 1e-3, loss: 1e-4, curve: 1e-3, after: 2e-3 },
+        false => Tolerance { activation: 1e-4, gradient: 1e-4, loss: 1e-5, curve: 1e-5, after: 2e-5 },
+    };
+    match test_device() {
+        // Burn has f32 multiplied in tf32 there, whose operands have 10 bits: an error of 5e-4 in each product, not 6e-8.
+        Some((name, own)) if name.starts_with("cuda") && own == *device => Tolerance {
+            activation: wide.activation.max(2e-2),
+            gradient: wide.gradient.max(1e-2),
+            loss: wide.loss.max(2e-3),
+            curve: wide.curve.max(2e-2),
+            after: wide.after.max(1e-2),
+        },
+        _ => wide,
     }
 }
 
-/// Devices the suite runs on: the CPU backend, and Burn's older one where it is compiled in.
+/// The device that `QWEN_TUNE_TEST_DEVICE` names, such as `cuda:0`: the suite runs there too.
+fn test_device() -> Option<(String, Device)> {
+    static DEVICE: OnceLock<Option<(String, Device)>> = OnceLock::new();
+    let named = || {
+        let name = std::env::var("QWEN_TUNE_TEST_DEVICE").ok().filter(|name| !name.is_empty() && name != "cpu")?;
+        let device = qwen_tune_train::device::open(&name, Default::default()).unwrap().device;
+        Some((name, device))
+    };
+    DEVICE.get_or_init(named).clone()
+}
+
+/// Devices the suite runs on: the CPU backend, Burn's older one where it is compiled in, and one that is asked for.
 fn devices() -> Vec<Device> {
     let open = |name| qwen_tune_train::device::open(name, Default::default()).map(|open| open.device);
     assert!(open("cpu").is_ok());
-    ["cpu", "ndarray"].into_iter().filter_map(|name| open(name).ok()).collect()
+    let own = ["cpu", "ndarray"].into_iter().filter_map(|name| open(name).ok());
+    own.chain(test_device().map(|(_, device)| device)).collect()
 }
 
 fn each(mut check: impl FnMut(&Golden, &Device)) {
@@ -63,7 +87,7 @@ fn every_block_and_the_logits_are_those_of_transformers() {
         let pass = Pass::plain(&parameters);
         let check = |what: &str, ours: Vec<f32>| {
             let off = max_abs(&ours, &golden.f32(what));
-            assert!(off < tolerance(golden).activation, "{} {what}: off by {off:e}", golden.name);
+            assert!(off < tolerance(golden, device).activation, "{} {what}: off by {off:e}", golden.name);
         };
         let mut x = decoder.embed(&batch.ids, &pass);
         check("embed", host(x.clone()));
@@ -104,14 +128,14 @@ fn check_gradients(golden: &Golden, device: &Device, training: &Training, kind: 
         let (loss, gradients) = gradients(&decoder, &parameters, golden, recompute);
         let off = (loss - f64::from(golden.f32("loss")[0])).abs();
         if kind == "grad" {
-            assert!(off < tolerance(golden).loss, "{}: loss off by {off:e}", golden.name);
+            assert!(off < tolerance(golden, device).loss, "{}: loss off by {off:e}", golden.name);
         }
         for (slot, parameter) in parameters.iter().enumerate() {
             let name = &parameter.name;
             let ours = gradients.get(slot).unwrap_or_else(|| panic!("{}: no gradient of {name}", golden.name));
             let off = relative(&host(ours.clone()), &golden.of(kind, parameter));
             assert!(
-                off < tolerance(golden).gradient,
+                off < tolerance(golden, device).gradient,
                 "{} {kind} {name} (recompute {recompute}): off by {off:e}",
                 golden.name
             );
@@ -144,12 +168,12 @@ fn the_load_balancing_loss_and_its_gradients_are_those_of_transformers() {
             let passed = accumulate(&decoder, &parameters, &Likelihood, &batch, share, staging, &mut gradients);
             let figures = passed.balance.figures().expect("the case has experts");
             let off = (figures.aux_loss - f64::from(golden.f32("aux_loss")[0])).abs();
-            assert!(off < tolerance(golden).loss, "{}: load-balancing loss off by {off:e}", golden.name);
+            assert!(off < tolerance(golden, device).loss, "{}: load-balancing loss off by {off:e}", golden.name);
             assert_eq!(figures.dropped_tokens, 0);
             for (slot, parameter) in parameters.iter().enumerate() {
                 let ours = host(gradients.get(slot).expect("every adapter gets a gradient").clone());
                 let off = relative(&ours, &golden.of("auxgrad", parameter));
-                assert!(off < tolerance(golden).gradient, "{} {}: off by {off:e}", golden.name, parameter.name);
+                assert!(off < tolerance(golden, device).gradient, "{} {}: off by {off:e}", golden.name, parameter.name);
             }
         }
     });
@@ -177,7 +201,7 @@ fn adapters_of_single_experts_are_read_as_peft_reads_them() {
             let pass = Pass::plain(&parameters);
             let logits = host(decoder.logits(decoder.hidden(&batch.ids, &context, &pass), &pass));
             let off = max_abs(&logits, &golden.f32("per_expert_logits"));
-            assert!(off < tolerance(golden).activation, "{}: logits off by {off:e}", golden.name);
+            assert!(off < tolerance(golden, device).activation, "{}: logits off by {off:e}", golden.name);
         }
     });
     assert!(seen >= 2, "{seen} cases with adapters of single experts");
@@ -223,10 +247,14 @@ fn ten_steps_of(model: (Decoder, Parameters), batch: &Batch) -> (Vec<f64>, Vec<f
     (losses, norms, parameters)
 }
 
-fn check_curve(golden: &Golden, ours: &[f64], theirs: &str) {
+fn check_curve(golden: &Golden, device: &Device, ours: &[f64], theirs: &str) {
     for (step, (a, b)) in ours.iter().zip(golden.f32(theirs)).enumerate() {
         let off = (a - f64::from(b)).abs();
-        assert!(off < tolerance(golden).curve, "{} {theirs} step {step}: {a} for {b}, off by {off:e}", golden.name);
+        assert!(
+            off < tolerance(golden, device).curve,
+            "{} {theirs} step {step}: {a} for {b}, off by {off:e}",
+            golden.name
+        );
     }
 }
 
@@ -256,13 +284,14 @@ fn an_update_copies_no_trained_tensor() {
 fn ten_steps_of_adamw_follow_torch() {
     each(|golden, device| {
         let (losses, norms, parameters) = ten_steps(golden, device, &golden.lora());
-        check_curve(golden, &losses, "losses");
+        check_curve(golden, device, &losses, "losses");
         for (a, b) in norms.iter().zip(golden.f32("grad_norms")) {
-            assert!((a / f64::from(b) - 1.0).abs() < 1e-3, "{}: gradient norm {a} for {b}", golden.name);
+            let limit = tolerance(golden, device).gradient.max(1e-3);
+            assert!((a / f64::from(b) - 1.0).abs() < limit, "{}: gradient norm {a} for {b}", golden.name);
         }
         for parameter in parameters.iter() {
             let off = max_abs(&host(parameter.value.clone()), &golden.of("after", parameter));
-            assert!(off < tolerance(golden).after, "{} after {}: off by {off:e}", golden.name, parameter.name);
+            assert!(off < tolerance(golden, device).after, "{} after {}: off by {off:e}", golden.name, parameter.name);
         }
     });
 }
@@ -274,7 +303,7 @@ fn ten_steps_of_full_fine_tuning_follow_torch() {
         if golden.has("full_losses") {
             for device in devices() {
                 let (losses, _, _) = ten_steps(&golden, &device, &golden.full());
-                check_curve(&golden, &losses, "full_losses");
+                check_curve(&golden, &device, &losses, "full_losses");
             }
         }
     }
@@ -296,7 +325,7 @@ fn packed_sequences_give_the_logits_of_separate_ones() {
         for j in 0..3 {
             let theirs = golden.f32(&format!("sep.logits.{j}"));
             let off = max_abs(&logits[at..at + theirs.len()], &theirs);
-            assert!(off < tolerance(golden).activation, "{} sequence {j}: off by {off:e}", golden.name);
+            assert!(off < tolerance(golden, device).activation, "{} sequence {j}: off by {off:e}", golden.name);
             at += theirs.len();
         }
     });
@@ -335,7 +364,7 @@ fn merged_weights_are_those_of_peft_and_give_its_logits() {
             let pass = Pass::plain(&parameters);
             let logits = host(decoder.logits(decoder.hidden(&batch.ids, &context, &pass), &pass));
             let off = max_abs(&logits, &golden.f32("merged_logits"));
-            assert!(off < tolerance(&golden).activation, "{name} merged logits: off by {off:e}");
+            assert!(off < tolerance(&golden, device).activation, "{name} merged logits: off by {off:e}");
         }
     }
 }

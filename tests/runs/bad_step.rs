@@ -113,6 +113,25 @@ fn a_bad_step_stops_the_run_with_the_row_named_and_all_before_it_saved() {
     assert!(whole.files()[adapter] == scene.files()[adapter]);
 }
 
+/// The poisoned row is one device's; none of them may take the update.
+#[test]
+fn a_bad_step_on_one_of_several_devices_is_skipped_by_all() {
+    let settings =
+        |device: &str| ["run.on_bad_step=skip".to_owned(), "run.micro_batch=1".to_owned(), device.to_owned()];
+    let adapter = |device: &str| {
+        let (scene, settings) = (scene(&[5]), settings(device));
+        scene.succeed(scene.train(false, &settings.each_ref().map(String::as_str)));
+        assert_eq!(events(&scene.run(), "step").len(), 5);
+        assert_eq!(events(&scene.run(), "bad_step")[0]["reason"], "loss_not_finite");
+        let path = scene.path("run/adapter/adapter_model.safetensors");
+        let adapter = Checkpoint::open(&path).unwrap();
+        adapter.tensors().iter().flat_map(|info| adapter.read_f32(&info.name).unwrap()).collect::<Vec<f32>>()
+    };
+    let (one, two) = (adapter("run.device=cpu"), adapter("run.device=cpu:0,1"));
+    assert!(two.iter().all(|value| value.is_finite()));
+    assert!(crate::golden::relative(&two, &one) < 1e-4);
+}
+
 #[test]
 fn a_skipped_step_is_counted_and_a_run_resumed_around_it_is_the_same() {
     let skip = ["run.on_bad_step=skip"];

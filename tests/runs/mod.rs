@@ -3,9 +3,12 @@
 mod bad_step;
 mod base;
 mod changed;
+mod compact;
 mod disk;
 mod key_layout;
 mod kill;
+mod many;
+mod quantised;
 mod scene;
 mod smoke;
 mod stop;
@@ -64,6 +67,7 @@ fn metrics(run: &Path) -> Vec<Value> {
             let mut event: Value = serde_json::from_str(line).unwrap();
             let fields = event.as_object_mut().unwrap();
             fields.remove("seconds");
+            fields.remove("data_seconds");
             fields.remove("tokens_per_second");
             event
         })

@@ -26,7 +26,7 @@ pub enum Command {
     /// Find every mistake in recipe, data and checkpoint at once; no device is needed.
     Check(RecipeArgs),
     /// Show what each setting resolves to and why, the memory it takes and the time.
-    Plan(RecipeArgs),
+    Plan(PlanArgs),
     /// Show rows as the model sees them: which tokens there are and which carry loss.
     Data(DataArgs),
     /// Measure the loss of a model, with or without an adapter.
@@ -41,7 +41,7 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write a recipe to start from.
     Init(InitArgs),
-    /// List the devices this build can use.
+    /// Say which devices there are, what is missing, and whether each computes what the CPU does.
     Devices(DevicesArgs),
     /// Print a completion script for a shell.
     Completions {
@@ -74,6 +74,23 @@ pub struct RecipeArgs {
     /// Keys over the recipe's.
     #[command(flatten)]
     pub settings: Settings,
+    /// Print JSON on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `plan`
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The recipe file; may be left out when `--set` says enough.
+    #[arg(required_unless_present_any = ["set", "table"])]
+    pub recipe: Option<PathBuf>,
+    /// Keys over the recipe's.
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Show instead how long rows may be for published models, by the memory of a card.
+    #[arg(long, conflicts_with_all = ["recipe", "set"])]
+    pub table: bool,
     /// Print JSON on stdout.
     #[arg(long)]
     pub json: bool,
@@ -295,6 +312,10 @@ pub struct DevicesArgs {
     /// Print JSON on stdout.
     #[arg(long)]
     pub json: bool,
+    /// Test this device in this process, a line of JSON for each check: a device that takes its process down is tested in
+    /// one of its own.
+    #[arg(long, value_name = "DEVICE", hide = true)]
+    pub self_test: Option<String>,
 }
 
 #[cfg(test)]

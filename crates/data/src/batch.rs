@@ -59,6 +59,33 @@ impl Batch {
         batch
     }
 
+    /// The same sequences in batches of at most so many laid-out rows, at least one.
+    #[must_use]
+    pub fn split(&self, most_rows: usize) -> Vec<Self> {
+        let most_rows = most_rows.max(1);
+        let of = |sequences: &[Sequence]| {
+            let (first, last) = (sequences[0], sequences[sequences.len() - 1]);
+            let (span, row) = (first.start..last.start + last.len, first.row);
+            let targets = self.targets[span.clone()].to_vec();
+            Self {
+                ids: self.ids[span.clone()].to_vec(),
+                trained: targets.iter().filter(|&&target| target != IGNORE).count(),
+                targets,
+                positions: self.positions[span.clone()].to_vec(),
+                sequences: sequences
+                    .iter()
+                    .map(|sequence| Sequence {
+                        start: sequence.start - span.start,
+                        row: sequence.row - row,
+                        ..*sequence
+                    })
+                    .collect(),
+                rows: last.row - row + 1,
+            }
+        };
+        self.sequences.chunk_by(|a, b| a.row / most_rows == b.row / most_rows).map(of).collect()
+    }
+
     fn push(&mut self, sample: &Sample, row: usize) {
         let len = sample.ids.len();
         self.sequences.push(Sequence { start: self.ids.len(), len, row, origin: sample.origin });

@@ -17,12 +17,16 @@
 //! Where a CPU form takes bf16 tensors, arithmetic is f32 and each result is rounded once; statistics kept for backward and
 //! gradients of f32 weights stay f32.
 //!
+//! Weights of products are tensors or, frozen, blocks of few bits ([`Blocks`]).
+//!
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
 mod adamw;
+mod adamw_compact;
 mod add;
 mod attention;
+mod blocks;
 mod causal_conv;
 #[cfg(feature = "cpu")]
 mod cpu;
@@ -32,6 +36,8 @@ mod gated_norm;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod grouped_linear;
+mod host_copy;
+mod input;
 mod linear;
 mod norm_rope;
 mod rms_norm;
@@ -52,6 +58,7 @@ mod oracle;
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
     pub use crate::adamw::reference::{adamw, global_norm};
+    pub use crate::adamw_compact::reference::adamw_compact;
     pub use crate::add::reference::add;
     pub use crate::attention::reference::attention;
     pub use crate::causal_conv::reference::causal_conv;
@@ -71,8 +78,10 @@ pub mod reference {
 }
 
 pub use adamw::{AdamW, Trained, adamw, global_norm};
+pub use adamw_compact::{BLOCK as CODE_BLOCK, Codes, CompactTrained, DynamicMap, Moment, adamw_compact};
 pub use add::add;
 pub use attention::attention;
+pub use blocks::{Blocks, HostNumbers, Int8, Nf4, Packed, Weight};
 pub use causal_conv::{causal_conv, causal_conv_step};
 #[cfg(feature = "cpu")]
 pub use cpu::product::{Instructions, instructions};
@@ -80,6 +89,8 @@ pub use dropout::Dropout;
 pub use gated_delta::{gated_delta, gated_delta_step};
 pub use gated_norm::gated_norm;
 pub use grouped_linear::{Groups, grouped_linear};
+pub use host_copy::HostCopy;
+pub use input::Input;
 pub use linear::{Adapter, Projection, linear, projections};
 pub use norm_rope::norm_rope;
 pub use rms_norm::rms_norm;
@@ -103,6 +114,14 @@ pub fn takes_bf16_weights(device: &burn::tensor::Device) -> bool {
         let _ = device;
         false
     }
+}
+
+/// Whether products of this device decode weights in blocks on their way; elsewhere each use decodes a weight whole, on the
+/// host.
+#[must_use]
+pub fn decodes_blocks(device: &burn::tensor::Device) -> bool {
+    // As of bf16: what is packed for the tiles may come from anything.
+    takes_bf16_weights(device)
 }
 
 /// Runs `f` on a thread of the pool that the CPU forms share their work among, or where it is on such a thread already,

@@ -4,7 +4,7 @@
 //! T tokens of all sequences on one axis, N query heads, K key/value heads, H channels of a head.
 
 use burn::tensor::Tensor;
-use qwen_tune_kernels as kernels;
+use qwen_tune_kernels::{self as kernels, Input};
 use qwen_tune_qwen::spec::AttentionSpec;
 
 use crate::build::{BuildError, Builder};
@@ -55,8 +55,9 @@ impl Attention {
 
     /// `[T, hidden]` to the same.
     #[must_use]
-    pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
-        let [tokens, _] = x.dims();
+    pub fn forward(&self, x: impl Into<Input<2>>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
+        let x = x.into();
+        let [tokens, _] = x.tensor().dims();
         let AttentionSpec { heads, kv_heads, head_dim, window, output_gate, .. } = self.spec;
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
         let (q_TNH, gate_TNH) = if output_gate {
@@ -69,17 +70,17 @@ impl Attention {
         let v_TKH: Tensor<3> = v.reshape([tokens, kv_heads, head_dim]);
         let placed = |norm: &Option<RmsNorm>, heads: Tensor<3>| match norm {
             Some(norm) => context.norm_rotate(norm, heads, pass),
-            None => context.rotate(heads),
+            None => context.rotate(heads).into(),
         };
         let (q_TNH, k_TKH) = (placed(&self.q_norm, q_TNH), placed(&self.k_norm, k_TKH));
         let scale = 1.0 / (head_dim as f32).sqrt();
         let y_TNH = match &context.cache {
             None => kernels::attention(q_TNH, k_TKH, v_TKH, &context.segments, scale, window),
-            Some(cache) => cache.attend(self.layer, q_TNH, k_TKH, v_TKH, scale, window),
+            Some(cache) => cache.attend(self.layer, q_TNH.into_tensor(), k_TKH.into_tensor(), v_TKH, scale, window),
         };
         let y_TNH = match gate_TNH {
-            Some(gate) => kernels::sigmoid_gate(y_TNH, gate),
-            None => y_TNH,
+            Some(gate) => Input::sigmoid_gate(y_TNH, gate),
+            None => y_TNH.into(),
         };
         self.o_proj.forward(y_TNH.reshape([tokens, heads * head_dim]), pass)
     }

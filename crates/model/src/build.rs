@@ -3,15 +3,19 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use qwen_tune_kernels::Blocks;
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
-use crate::frozen::{frozen, weight_dtype};
+use crate::config::Master;
+use crate::frozen::{Storage, frozen, host_numbers, waits, weight_dtype};
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
-use crate::parameters::{Parameters, Weight};
+use crate::packed::packed;
+use crate::parameters::{Matrix, Parameters, Weight};
 use crate::sparse::Experts;
 use qwen_tune_qwen::spec::NormSpec;
 
@@ -23,15 +27,38 @@ pub enum Training {
     Nothing,
     /// Adapters on the listed modules.
     Lora(LoraPlan),
-    /// The listed tensors of the base, by inventory name.
-    Full(BTreeSet<String>),
+    /// Tensors of the base.
+    Full(FullPlan),
 }
 
-/// Which modules get an adapter, and how it begins.
+/// Which tensors of the base are trained, and how they are held.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FullPlan {
+    /// By inventory name.
+    pub tensors: BTreeSet<String>,
+    /// Number format of the trained matrices that take part in products; norms, biases and other vectors are f32.
+    pub master: Master,
+}
+
+impl From<BTreeSet<String>> for FullPlan {
+    fn from(tensors: BTreeSet<String>) -> Self {
+        Self { tensors, master: Master::F32 }
+    }
+}
+
+impl FromIterator<String> for FullPlan {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        names.into_iter().collect::<BTreeSet<_>>().into()
+    }
+}
+
+/// Which modules get an adapter or are trained whole beside the adapters, and how they begin.
 #[derive(Debug, Clone, Default)]
 pub struct LoraPlan {
     /// By module path without the checkpoint's prefix: `layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraModule>,
+    /// Tensors of the base that are trained themselves, by inventory name: their first values, or the base's own.
+    pub whole: BTreeMap<String, Option<Vec<f32>>>,
     /// Probability that an input channel of A is dropped in training.
     pub dropout: f32,
     /// Seed of A where it is drawn.
@@ -65,6 +92,16 @@ pub enum BuildError {
         /// By the specification.
         expected: Vec<usize>,
     },
+    /// Values of a whole tensor of the wrong size.
+    #[error("{found} values for the tensor `{name}`, expected {expected}")]
+    Whole {
+        /// Name in the inventory.
+        name: String,
+        /// Values given.
+        found: usize,
+        /// Values needed.
+        expected: usize,
+    },
     /// Adapter values of the wrong size.
     #[error("adapter of `{module}` has {found} values in {which}, expected {expected}")]
     Adapter {
@@ -83,7 +120,7 @@ struct Site<'a> {
     model: &'a ModelDir,
     training: &'a Training,
     device: &'a Device,
-    dtype: DType,
+    storage: Storage,
     parameters: RefCell<Parameters>,
 }
 
@@ -102,10 +139,10 @@ impl<'a> Builder<'a> {
         model: &'a ModelDir,
         training: &'a Training,
         device: &'a Device,
-        dtype: DType,
+        storage: Storage,
         make: impl FnOnce(&Builder<'_>) -> Result<T, BuildError>,
     ) -> Result<(T, Parameters), BuildError> {
-        let site = Site { model, training, device, dtype, parameters: RefCell::default() };
+        let site = Site { model, training, device, storage, parameters: RefCell::default() };
         let made = make(&Builder { site: &site, path: String::new() })?;
         Ok((made, site.parameters.into_inner()))
     }
@@ -144,33 +181,86 @@ impl<'a> Builder<'a> {
         let name = self.join(name);
         let stored = self.find(&name, &shape)?;
         if self.trains(&name) {
-            let values = self.site.model.read_f32(stored)?;
-            let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
-            return Ok(Weight::Trained { slot, shape });
+            let values = match self.given(&name, shape.iter().product())? {
+                Some(values) => values.to_vec(),
+                None => self.site.model.read_f32(stored)?,
+            };
+            return Ok(self.trained(stored, shape, values));
         }
-        let Site { model, device, dtype, .. } = *self.site;
-        let dtype = if compute { weight_dtype(model, stored, device, dtype) } else { DType::F32 };
-        Ok(Weight::Frozen(frozen(self.site.model, stored, shape, self.site.device, dtype)?))
+        let Site { model, device, storage, .. } = *self.site;
+        let dtype = if compute { weight_dtype(model, stored, device, storage.dtype) } else { DType::F32 };
+        Ok(Weight::Frozen(frozen(model, stored, shape, device, dtype)?))
+    }
+
+    /// The matrix, or the matrices of all experts, `name` below the cursor: in blocks where a file holds it in such or the
+    /// storage says so, else as [`Builder::tensor`].
+    ///
+    /// # Errors
+    /// As [`Builder::tensor`].
+    pub fn matrix<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Matrix<D>, BuildError> {
+        let full = self.join(name);
+        let stored = self.find(&full, &shape)?;
+        let Site { model, device, storage, .. } = *self.site;
+        let packed = if self.trains(&full) { None } else { packed(model, stored, storage.quantize, device)? };
+        match packed {
+            Some(packed) => Ok(Matrix::Packed(Blocks::new(packed, shape))),
+            None if !self.trains(&full) && waits(model, stored, storage.offload) => {
+                let dtype = weight_dtype(model, stored, device, storage.dtype);
+                Ok(Matrix::Packed(Blocks::new(Arc::new(host_numbers(model, stored, dtype)?), shape)))
+            }
+            None => Ok(Matrix::Dense(self.tensor(name, shape, true)?)),
+        }
     }
 
     fn trains(&self, name: &str) -> bool {
-        matches!(self.site.training, Training::Full(trained) if trained.contains(name))
+        match self.site.training {
+            Training::Nothing => false,
+            Training::Lora(plan) => plan.whole.contains_key(name),
+            Training::Full(plan) => plan.tensors.contains(name),
+        }
+    }
+
+    /// First values of a trained tensor that are not the base's.
+    fn given(&self, name: &str, expected: usize) -> Result<Option<&'a [f32]>, BuildError> {
+        let Training::Lora(plan) = self.site.training else { return Ok(None) };
+        let Some(values) = plan.whole.get(name).and_then(Option::as_deref) else { return Ok(None) };
+        let found = values.len();
+        if found == expected {
+            Ok(Some(values))
+        } else {
+            Err(BuildError::Whole { name: name.to_owned(), found, expected })
+        }
+    }
+
+    fn trained<const D: usize>(&self, tensor: &TensorSpec, shape: [usize; D], values: Vec<f32>) -> Weight<D> {
+        let is_narrow = matches!(self.site.training, Training::Full(plan) if plan.master == Master::Bf16);
+        let dtype = if is_narrow && tensor.is_product_matrix() { DType::BF16 } else { DType::F32 };
+        let name = tensor.name.clone();
+        let slot = self.site.parameters.borrow_mut().push_as(dtype, name, &shape, values, self.site.device);
+        Weight::Trained { slot, shape }
     }
 
     /// The matrix `name` below the cursor, which takes part in products: of its rows these, or all.
     ///
     /// # Errors
     /// As [`Builder::tensor`].
-    pub fn rows(&self, name: &str, shape: [usize; 2], rows: Option<&[u32]>) -> Result<Weight<2>, BuildError> {
-        let Some(rows) = rows else { return self.tensor(name, shape, true) };
+    pub fn rows(&self, name: &str, shape: [usize; 2], rows: Option<&[u32]>) -> Result<Matrix<2>, BuildError> {
+        let Some(rows) = rows else { return self.matrix(name, shape) };
         let name = self.join(name);
-        let values = self.site.model.read_rows_f32(self.find(&name, &shape)?, rows)?;
+        let stored = self.find(&name, &shape)?;
+        let values = match self.given(&name, shape[0] * shape[1])? {
+            Some(values) => {
+                rows.iter().flat_map(|&row| &values[row as usize * shape[1]..][..shape[1]]).copied().collect()
+            }
+            None => self.site.model.read_rows_f32(stored, rows)?,
+        };
         let shape = [rows.len(), shape[1]];
         if self.trains(&name) {
-            let slot = self.site.parameters.borrow_mut().push(name, &shape, values, self.site.device);
-            return Ok(Weight::Trained { slot, shape });
+            return Ok(Matrix::Dense(self.trained(stored, shape, values)));
         }
-        Ok(Weight::Frozen(Tensor::from_data(TensorData::new(values, shape), (self.site.device, self.site.dtype))))
+        let values = TensorData::new(values, shape);
+        let rows = Tensor::from_data(values, (self.site.device, self.site.storage.dtype));
+        Ok(Matrix::Dense(Weight::Frozen(rows)))
     }
 
     /// A linear layer `[out, in]`, with its adapter if the plan gives it one.
@@ -180,7 +270,7 @@ impl<'a> Builder<'a> {
     pub fn linear(&self, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear, BuildError> {
         let here = self.at(name);
         Ok(Linear {
-            weight: here.tensor("weight", [outputs, inputs], true)?,
+            weight: here.matrix("weight", [outputs, inputs])?,
             bias: if bias { Some(here.tensor("bias", [outputs], true)?) } else { None },
             adapter: here.lora([], [inputs, outputs])?,
         })
@@ -192,7 +282,7 @@ impl<'a> Builder<'a> {
     /// As [`Builder::linear`].
     pub fn experts(&self, name: &str, count: usize, inputs: usize, outputs: usize) -> Result<Experts, BuildError> {
         Ok(Experts {
-            weight: self.tensor(name, [count, outputs, inputs], true)?,
+            weight: self.matrix(name, [count, outputs, inputs])?,
             adapter: self.at(name).lora([count], [inputs, outputs])?,
         })
     }

@@ -20,7 +20,9 @@ pub struct ModelConfig {
     /// are f32 with both. `auto`: f32 on a CPU, bf16 on a GPU.
     #[serde(default)]
     pub dtype: ComputeDtype,
-    /// Storage of the frozen weights. Only `none` so far.
+    /// Quantise the frozen weights of linear layers while they are loaded, for adapters to be trained beside them (QLoRA, Dettmers et
+    /// al. 2023, arXiv 2305.14314). Embedding, head, norms and routers stay as `dtype` says. Merged exports take the base's own
+    /// weights. A GGUF file in blocks is trained in those and takes `none`.
     #[serde(default)]
     pub quantize: Quantize,
     /// Take the SHA-256 of the base's configuration, tokenizer, template and weights, keep it with everything made from
@@ -35,7 +37,7 @@ fn yes() -> bool {
 }
 
 /// Number format of frozen weights, activations and their gradients. What is trained (adapters, or weights in full
-/// fine-tuning), its gradients and moments, the weights of norms and the loss are f32 whatever it is, and so are the sums inside
+/// fine-tuning unless `full.master` says otherwise), its gradients and moments, the weights of norms and the loss are f32 whatever it is, and so are the sums inside
 /// every operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -51,20 +53,39 @@ pub enum ComputeDtype {
     Bf16,
 }
 
-/// Block quantisation of frozen weights.
+/// Quantisation of frozen weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantize {
     /// Weights stay as `dtype` says.
     #[default]
     None,
-    /// 4-bit normal floats.
+    /// 4-bit normal floats with scales of 8 bits for every 64 numbers, those of bitsandbytes: 4.13 bits a weight.
     Nf4,
-    /// 8-bit integers with block scales.
+    /// 8-bit integers with a scale for every output: 8 bits a weight, and hardly another loss than without.
     Int8,
-    /// ggml's 4-bit blocks.
+    /// ggml's 4-bit integers with a scale for every 32 numbers: 4.5 bits a weight, for a model that ends as `q4_0`.
     #[serde(rename = "q4_0")]
     Q4_0,
+}
+
+impl Quantize {
+    /// As a recipe names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Nf4 => "nf4",
+            Self::Int8 => "int8",
+            Self::Q4_0 => "q4_0",
+        }
+    }
+
+    /// Whether any weight is quantised.
+    #[must_use]
+    pub fn is_quantised(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// Low-rank adapters: `y = W x + alpha / rank * B A x` with W frozen (Hu et al. 2021, arXiv 2106.09685).
@@ -92,7 +113,10 @@ pub struct LoraConfig {
     /// Learning-rate ratio of B to A (arXiv 2402.12354). Not there yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plus_ratio: Option<f64>,
-    /// Modules trained in full and saved with the adapter. Not there yet.
+    /// Modules that are trained themselves, beside the adapters, and saved whole with them: names, paths or globs such as
+    /// `["embed_tokens", "lm_head"]`, where new tokens have to be learnt. They take the memory of full fine-tuning, and the
+    /// adapters' learning rate, of which a tenth is usual for them. Where the head is the embedding (tied), either name means
+    /// both, and both are saved.
     pub modules_to_save: Vec<String>,
     /// Which layers: `all`, or a list of indices and ranges such as `["0-3", 7]`.
     pub layers: LayerFilter,
@@ -139,4 +163,20 @@ pub struct FullConfig {
     pub freeze: Vec<String>,
     /// Globs over tensor names that are trained; empty trains all that `freeze` leaves.
     pub train: Vec<String>,
+    /// Number format in which trained matrices are held: `f32`, or `bf16` without any copy in f32.
+    pub master: Master,
+}
+
+/// Number format in which the trained matrices of full fine-tuning are held from update to update. Gradients of several
+/// micro-batches are added in f32 and an update is computed in f32 with either; norms and biases are held in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Master {
+    /// Four bytes a number. With `model.dtype = "bf16"` products round these on their way in; no second copy is kept.
+    #[default]
+    F32,
+    /// Two bytes a number, for `model.dtype = "bf16"`. Updates are rounded stochastically: up with the probability of the
+    /// part that would be lost, so that small ones count on average. The weights as they are saved are the trained ones
+    /// exactly.
+    Bf16,
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation};
-use qwen_tune_kernels::{self as kernels, Segments};
+use qwen_tune_kernels::{self as kernels, Input, Segments};
 use qwen_tune_qwen::spec::{GatedDeltaSpec, NormSpec, RopeSpec};
 
 use crate::norm::RmsNorm;
@@ -47,9 +47,9 @@ impl Context {
     }
 
     /// The norm of each of these heads, then their rotary embedding.
-    pub(crate) fn norm_rotate(&self, norm: &RmsNorm, heads: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+    pub(crate) fn norm_rotate(&self, norm: &RmsNorm, heads: Tensor<3>, pass: &Pass<'_>) -> Input<3> {
         let (weight, NormSpec { eps, zero_centred }) = (pass.get(&norm.weight), norm.spec);
-        kernels::norm_rope(heads, weight, self.cos.clone(), self.sin.clone(), eps, zero_centred)
+        Input::norm_rope(heads, weight, self.cos.clone(), self.sin.clone(), eps, zero_centred)
     }
 }
 

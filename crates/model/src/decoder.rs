@@ -1,18 +1,19 @@
 //! The decoder: embedding, blocks, final norm, head, as separate public steps, so that the staged backward can run them
 //! one at a time.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use qwen_tune_kernels as kernels;
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use qwen_tune_kernels::{self as kernels, Input};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
 
 use crate::attention::Attention;
 use crate::build::{BuildError, Builder, Training};
 use crate::context::Context;
+use crate::frozen::Storage;
 use crate::gated_delta::GatedDelta;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-use crate::parameters::{Parameters, Pass, Weight};
+use crate::parameters::{Matrix, Parameters, Pass};
 use crate::sparse::Sparse;
 
 /// A causal language model.
@@ -20,10 +21,10 @@ use crate::sparse::Sparse;
 pub struct Decoder {
     /// What it was built from.
     pub spec: DecoderSpec,
-    embed_tokens: Weight<2>,
+    embed_tokens: Matrix<2>,
     layers: Vec<Block>,
     norm: RmsNorm,
-    lm_head: Option<Weight<2>>,
+    lm_head: Option<Matrix<2>>,
     device: Device,
     dtype: DType,
 }
@@ -117,7 +118,7 @@ impl Block {
     }
 
     /// The residual behind the mixer, and what the feed-forward part sees of it.
-    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
+    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Input<2>) {
         let normed = self.input_layernorm.forward(x.clone(), pass);
         let change = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(normed, context, pass),
@@ -130,7 +131,7 @@ impl Block {
 }
 
 impl Decoder {
-    /// Loads the checkpoint onto `device`, tensor by tensor; `dtype` holds the weights of products.
+    /// Loads the checkpoint onto `device`, tensor by tensor; `storage` says how weights of products are held.
     ///
     /// # Errors
     /// If a tensor cannot be read or does not fit.
@@ -138,10 +139,10 @@ impl Decoder {
         model: &ModelDir,
         training: &Training,
         device: &Device,
-        dtype: DType,
+        storage: impl Into<Storage>,
     ) -> Result<(Self, Parameters), BuildError> {
         let whole = ModelPart { blocks: (0..model.spec.layers.len()).collect(), vocabulary: None };
-        Self::load_part(model, &whole, training, device, dtype)
+        Self::load_part(model, &whole, training, device, storage)
     }
 
     /// As [`Decoder::load`], a part of the model only: its specification is that of a model which is nothing more.
@@ -153,8 +154,9 @@ impl Decoder {
         part: &ModelPart,
         training: &Training,
         device: &Device,
-        dtype: DType,
+        storage: impl Into<Storage>,
     ) -> Result<(Self, Parameters), BuildError> {
+        let storage = storage.into();
         let vocabulary = part.vocabulary.as_deref();
         let stored = [model.spec.vocab_size, model.spec.hidden_size];
         let spec = DecoderSpec {
@@ -162,7 +164,7 @@ impl Decoder {
             vocab_size: vocabulary.map_or(model.spec.vocab_size, <[u32]>::len),
             ..model.spec.clone()
         };
-        Builder::build(model, training, device, dtype, |at| {
+        Builder::build(model, training, device, storage, |at| {
             let block = |(index, &block): (usize, &usize)| {
                 Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])
             };
@@ -176,7 +178,7 @@ impl Decoder {
                 },
                 spec: spec.clone(),
                 device: device.clone(),
-                dtype,
+                dtype: storage.dtype,
             })
         })
     }
@@ -215,27 +217,43 @@ impl Decoder {
     /// Rows of the embedding, `[tokens, hidden]`, in the number format of the model's products.
     #[must_use]
     pub fn embed(&self, ids: &[u32], pass: &Pass<'_>) -> Tensor<2> {
+        match &self.embed_tokens {
+            Matrix::Packed(rows) => rows.rows(ids, &self.device, self.dtype),
+            Matrix::Dense(weight) => pass.get(weight).select(0, self.index(ids)).cast(self.dtype),
+        }
+    }
+
+    /// Gradient of a trained embedding, flat in f32, from that of [`Decoder::embed`]: rows of a token that occurs several
+    /// times are added in f32, whatever the embedding is held in.
+    #[must_use]
+    pub fn embedding_gradient(&self, ids: &[u32], upstream: Tensor<2>) -> Tensor<1> {
+        let [rows, hidden] = [self.spec.vocab_size, self.spec.hidden_size];
+        let sums = Tensor::<2>::zeros([rows, hidden], (&self.device, DType::F32));
+        let sums = sums.select_assign(0, self.index(ids), upstream.cast(DType::F32), IndexingUpdateOp::Add);
+        sums.reshape([rows * hidden])
+    }
+
+    fn index(&self, ids: &[u32]) -> Tensor<1, Int> {
         let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let count = ids.len();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
-        pass.get(&self.embed_tokens).select(0, index).cast(self.dtype)
+        Tensor::from_data(TensorData::new(ids, [count]), &self.device)
     }
 
     /// The final norm.
     #[must_use]
     pub fn finish(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        self.norm.forward(x, pass)
+        self.norm.forward(x, pass).into_tensor()
     }
 
     /// The head's weight `[vocab, hidden]`; the embedding's own where they are tied.
     #[must_use]
-    pub fn head(&self) -> &Weight<2> {
+    pub fn head(&self) -> &Matrix<2> {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
     /// The embedding's weight `[vocab, hidden]`.
     #[must_use]
-    pub fn embedding(&self) -> &Weight<2> {
+    pub fn embedding(&self) -> &Matrix<2> {
         &self.embed_tokens
     }
 
@@ -250,6 +268,6 @@ impl Decoder {
     /// Scores over the vocabulary in f32, `[tokens, vocab]`: for generation and tests; training never forms them.
     #[must_use]
     pub fn logits(&self, hidden: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        kernels::linear(hidden.cast(DType::F32), pass.get(self.head()), None, None)
+        kernels::linear(hidden.cast(DType::F32), pass.matrix(self.head()), None, None)
     }
 }

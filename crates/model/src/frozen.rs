@@ -1,15 +1,70 @@
 //! Frozen tensors on their device: the file mapping itself where the checkpoint holds them as the model does, else a copy.
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Tensor, TensorData};
-use qwen_tune_kernels::takes_bf16_weights;
-use qwen_tune_qwen::{ModelDir, TensorSpec};
+use qwen_tune_kernels::{HostNumbers, takes_bf16_weights};
+use qwen_tune_qwen::memory::Offload;
+use qwen_tune_qwen::{HeadSpec, ModelDir, Role, TensorSpec};
 use qwen_tune_weights::{Dtype, MappedBytes, WeightError};
 
+use crate::config::Quantize;
+use crate::packed::packed_bytes;
+
+/// How a model holds what is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// Number format of products, and of weights that are not in blocks.
+    pub dtype: DType,
+    /// What linear layers are quantised to.
+    pub quantize: Quantize,
+    /// What waits in host memory.
+    pub offload: Offload,
+}
+
+impl From<DType> for Storage {
+    fn from(dtype: DType) -> Self {
+        Self { dtype, quantize: Quantize::None, offload: Offload::None }
+    }
+}
+
+impl Storage {
+    /// Bytes of a frozen tensor on the device.
+    #[must_use]
+    pub fn bytes_of(self, model: &ModelDir, tensor: &TensorSpec, device: &Device) -> u64 {
+        let is_matrix = tensor.shape.len() > 1;
+        let blocks = if is_matrix { packed_bytes(model, tensor, self.quantize, device) } else { None };
+        blocks.unwrap_or_else(|| tensor.elements() * weight_dtype(model, tensor, device, self.dtype).size() as u64)
+    }
+}
+
 /// The format in which a frozen weight of products is held by a model of `dtype`: its own where that is exact and smaller.
-#[must_use]
-pub fn weight_dtype(model: &ModelDir, tensor: &TensorSpec, device: &Device, dtype: DType) -> DType {
+pub(crate) fn weight_dtype(model: &ModelDir, tensor: &TensorSpec, device: &Device, dtype: DType) -> DType {
     let widened = dtype == DType::F32 && model.is_bf16(tensor) && takes_bf16_weights(device);
     if widened { DType::BF16 } else { dtype }
+}
+
+/// Whether a frozen matrix waits in host memory until it is used.
+pub(crate) fn waits(model: &ModelDir, tensor: &TensorSpec, offload: Offload) -> bool {
+    match (tensor.role, tensor.layer) {
+        // Where it is the head's own matrix too, all of it is used in every step.
+        (Role::Embedding, _) => offload >= Offload::Embedding && model.spec.head == HeadSpec::Own,
+        (_, Some(_)) => offload >= Offload::Weights,
+        _ => false,
+    }
+}
+
+/// A tensor of the inventory in host memory, in the format in which products take it.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn host_numbers(model: &ModelDir, tensor: &TensorSpec, dtype: DType) -> Result<HostNumbers, WeightError> {
+    let stored = if dtype == DType::BF16 { Dtype::BF16 } else { Dtype::F32 };
+    if cfg!(target_endian = "little")
+        && let Some(bytes) = model.mapped(tensor, stored)
+    {
+        return Ok(HostNumbers::new(bytes::Bytes::from_owner(bytes), dtype));
+    }
+    let data = copied(model, tensor, &tensor.shape, dtype)?.convert_dtype(dtype);
+    Ok(HostNumbers::new(data.as_bytes().to_vec().into(), dtype))
 }
 
 /// A tensor of the inventory, held as `dtype`.

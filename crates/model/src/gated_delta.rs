@@ -5,7 +5,7 @@
 //! C = 2·K·dk + H·dv convolved channels.
 
 use burn::tensor::{Tensor, activation};
-use qwen_tune_kernels as kernels;
+use qwen_tune_kernels::{self as kernels, Input};
 use qwen_tune_qwen::spec::{GatedDeltaSpec, Projections};
 
 use crate::build::{BuildError, Builder};
@@ -86,8 +86,9 @@ impl GatedDelta {
 
     /// `[T, hidden]` to the same.
     #[must_use]
-    pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
-        let [tokens, _] = x.dims();
+    pub fn forward(&self, x: impl Into<Input<2>>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
+        let x = x.into();
+        let [tokens, _] = x.tensor().dims();
         let GatedDeltaSpec { key_heads, value_heads, key_dim, value_dim, kernel, .. } = self.spec;
         let Projected { qkv_TC, z_THV, b_TH, a_TH } = self.project(x, pass);
         let filter = pass.get(&self.conv1d).reshape([self.spec.convolved(), kernel]);
@@ -121,12 +122,12 @@ impl GatedDelta {
                 (y, history, state)
             }),
         };
-        let y_THV = kernels::gated_norm(y_THV, z_THV, pass.get(&self.norm), self.spec.norm_eps);
+        let y_THV = Input::gated_norm(y_THV, z_THV, pass.get(&self.norm), self.spec.norm_eps);
         self.out_proj.forward(y_THV.reshape([tokens, self.spec.values()]), pass)
     }
 
-    fn project(&self, x: Tensor<2>, pass: &Pass<'_>) -> Projected {
-        let [tokens, _] = x.dims();
+    fn project(&self, x: Input<2>, pass: &Pass<'_>) -> Projected {
+        let [tokens, _] = x.tensor().dims();
         let GatedDeltaSpec { key_heads, value_heads, key_dim, value_dim, .. } = self.spec;
         match &self.inputs {
             Inputs::Separate { qkv, z, b, a } => {

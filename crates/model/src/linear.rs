@@ -2,16 +2,16 @@
 //! throughout: the dense `W + s B A` and its gradient never exist.
 
 use burn::tensor::Tensor;
-use qwen_tune_kernels as kernels;
+use qwen_tune_kernels::{self as kernels, Input};
 
 use crate::build::mix;
-use crate::parameters::{Pass, Weight};
+use crate::parameters::{Matrix, Pass, Weight};
 
 /// `y = x Wᵀ + b + s (x Aᵀ) Bᵀ`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
-    pub weight: Weight<2>,
+    pub weight: Matrix<2>,
     /// `[out]`.
     pub bias: Option<Weight<1>>,
     /// Takes part unless the pass turns adapters off.
@@ -56,18 +56,18 @@ impl Linear {
 
     /// `x` `[tokens, in]` to `[tokens, out]`.
     #[must_use]
-    pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    pub fn forward(&self, x: impl Into<Input<2>>, pass: &Pass<'_>) -> Tensor<2> {
         let [y] = Self::forward_all([self], x, pass);
         y
     }
 
     /// Several layers on one input, which is read once.
     #[must_use]
-    pub fn forward_all<const N: usize>(layers: [&Self; N], x: Tensor<2>, pass: &Pass<'_>) -> [Tensor<2>; N] {
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: impl Into<Input<2>>, pass: &Pass<'_>) -> [Tensor<2>; N] {
         kernels::projections(
             x,
             layers.map(|layer| kernels::Projection {
-                weight: pass.get(&layer.weight),
+                weight: pass.matrix(&layer.weight),
                 bias: layer.bias.as_ref().map(|bias| pass.get(bias)),
                 adapter: Lora::of(layer.adapter.as_ref(), pass),
             }),

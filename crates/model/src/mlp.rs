@@ -1,7 +1,7 @@
 //! The dense feed-forward part: SwiGLU (Shazeer 2020, arXiv 2002.05202).
 
 use burn::tensor::Tensor;
-use qwen_tune_kernels as kernels;
+use qwen_tune_kernels::Input;
 
 use crate::build::{BuildError, Builder};
 use crate::linear::Linear;
@@ -36,8 +36,8 @@ impl Mlp {
 
     /// `[tokens, hidden]` to the same.
     #[must_use]
-    pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    pub fn forward(&self, x: impl Into<Input<2>>, pass: &Pass<'_>) -> Tensor<2> {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
-        self.down_proj.forward(kernels::swiglu(gate, up), pass)
+        self.down_proj.forward(Input::swiglu(gate, up), pass)
     }
 }

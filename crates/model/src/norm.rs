@@ -1,7 +1,7 @@
 //! Root-mean-square norm.
 
 use burn::tensor::Tensor;
-use qwen_tune_kernels as kernels;
+use qwen_tune_kernels::Input;
 use qwen_tune_qwen::spec::NormSpec;
 
 use crate::parameters::{Pass, Weight};
@@ -24,7 +24,7 @@ impl RmsNorm {
 
     /// Over the last axis; shape unchanged.
     #[must_use]
-    pub fn forward<const D: usize>(&self, x: Tensor<D>, pass: &Pass<'_>) -> Tensor<D> {
-        kernels::rms_norm(x, pass.get(&self.weight), self.spec.eps, self.spec.zero_centred)
+    pub fn forward<const D: usize>(&self, x: Tensor<D>, pass: &Pass<'_>) -> Input<D> {
+        Input::rms_norm(x, pass.get(&self.weight), self.spec.eps, self.spec.zero_centred)
     }
 }

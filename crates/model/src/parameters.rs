@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use qwen_tune_kernels as kernels;
 
 use crate::sparse::Routing;
 
@@ -16,7 +17,7 @@ pub struct Parameter {
     pub name: String,
     /// Shape in files.
     pub shape: Vec<usize>,
-    /// Values, f32, flat in row-major order.
+    /// Values, flat in row-major order: f32, or bf16 where a [`crate::FullPlan`] says so.
     pub value: Tensor<1>,
     /// Whether weight decay applies: matrices yes, norms and biases no.
     pub decays: bool,
@@ -30,7 +31,7 @@ impl Parameter {
     pub fn set(&mut self, values: Vec<f32>) {
         let count = self.shape.iter().product::<usize>();
         assert_eq!(values.len(), count, "invariant: values fill the shape of `{}`", self.name);
-        self.value = Tensor::from_data(TensorData::new(values, [count]), &self.value.device());
+        self.value = Tensor::from_data(TensorData::new(values, [count]), (&self.value.device(), self.value.dtype()));
     }
 }
 
@@ -41,10 +42,15 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Adds a tensor and returns its slot.
+    /// Adds a tensor in f32 and returns its slot.
     pub fn push(&mut self, name: String, shape: &[usize], values: Vec<f32>, device: &Device) -> usize {
+        self.push_as(DType::F32, name, shape, values, device)
+    }
+
+    /// Adds a tensor in this number format and returns its slot.
+    pub fn push_as(&mut self, dtype: DType, name: String, shape: &[usize], values: Vec<f32>, device: &Device) -> usize {
         assert_eq!(values.len(), shape.iter().product::<usize>(), "invariant: values fill the shape of `{name}`");
-        let value = Tensor::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), device);
+        let value = Tensor::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), (device, dtype));
         self.entries.push(Parameter { name, shape: shape.to_vec(), value, decays: shape.len() > 1 });
         self.entries.len() - 1
     }
@@ -108,6 +114,33 @@ impl<const D: usize> Weight<D> {
     }
 }
 
+/// A weight of products: a matrix, or one of each expert.
+#[expect(clippy::large_enum_variant, reason = "some hundreds of them exist, and all are used at every forward")]
+#[derive(Debug, Clone)]
+pub enum Matrix<const D: usize> {
+    /// As numbers.
+    Dense(Weight<D>),
+    /// Frozen, in blocks of few bits.
+    Packed(kernels::Blocks<D>),
+}
+
+impl<const D: usize> Matrix<D> {
+    /// Whether gradients flow into it.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        self.slot().is_some()
+    }
+
+    /// Its place in [`Parameters`], if it is trained.
+    #[must_use]
+    pub fn slot(&self) -> Option<usize> {
+        match self {
+            Self::Dense(Weight::Trained { slot, .. }) => Some(*slot),
+            _ => None,
+        }
+    }
+}
+
 /// One use of the model: with which values, with or without a tape, with or without adapters.
 pub struct Pass<'a> {
     parameters: &'a Parameters,
@@ -163,6 +196,15 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn routing(&self) -> Vec<Routing> {
         self.routing.as_ref().map(|noted| std::mem::take(&mut *locked(noted))).unwrap_or_default()
+    }
+
+    /// The weight of products for this pass; blocks stay blocks.
+    #[must_use]
+    pub fn matrix<const D: usize>(&self, matrix: &Matrix<D>) -> kernels::Weight<D> {
+        match matrix {
+            Matrix::Dense(weight) => self.get(weight).into(),
+            Matrix::Packed(blocks) => blocks.clone().into(),
+        }
     }
 
     /// The tensor of `weight` for this pass. A slot used twice under one tape is one leaf, so its gradients add up.

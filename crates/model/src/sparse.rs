@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use qwen_tune_kernels::{self as kernels, Groups, Routes};
+use qwen_tune_kernels::{self as kernels, Groups, Input, Routes};
 use qwen_tune_qwen::spec::SparseSpec;
 
 use crate::build::{BuildError, Builder};
 use crate::linear::{Linear, Lora};
 use crate::mlp::Mlp;
-use crate::parameters::{Pass, Weight};
+use crate::parameters::{Matrix, Pass};
 
 /// `Σ_j p_j · expert_j(x)` over the k most probable experts, and `σ(gate x) · shared(x)` where there is a shared one.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct Sparse {
 /// One linear layer of every expert, with its adapters: `[experts, out, in]`.
 #[derive(Debug, Clone)]
 pub struct Experts {
-    pub(crate) weight: Weight<3>,
+    pub(crate) weight: Matrix<3>,
     pub(crate) adapter: Option<Lora<3>>,
 }
 
@@ -35,9 +35,9 @@ impl Experts {
         self.adapter.is_some() || self.weight.is_trained()
     }
 
-    fn forward(&self, x_RI: &Tensor<2>, groups: &Arc<Groups>, pass: &Pass<'_>) -> Tensor<2> {
+    fn forward(&self, x_RI: impl Into<Input<2>>, groups: &Arc<Groups>, pass: &Pass<'_>) -> Tensor<2> {
         let adapter = Lora::of(self.adapter.as_ref(), pass);
-        kernels::grouped_linear(x_RI, &pass.get(&self.weight), groups, adapter.as_ref())
+        kernels::grouped_linear(x_RI, pass.matrix(&self.weight), groups, adapter.as_ref())
     }
 }
 
@@ -114,14 +114,15 @@ impl Sparse {
 
     /// Scores of all experts before the softmax, `[T, E]`.
     #[must_use]
-    pub fn router_logits(&self, x_TD: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    pub fn router_logits(&self, x_TD: impl Into<Input<2>>, pass: &Pass<'_>) -> Tensor<2> {
         self.router.forward(x_TD, pass)
     }
 
     /// `[T, D]` to the same.
     #[must_use]
-    pub fn forward(&self, x_TD: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let [tokens, _] = x_TD.dims();
+    pub fn forward(&self, x_TD: impl Into<Input<2>>, pass: &Pass<'_>) -> Tensor<2> {
+        let x_TD = x_TD.into();
+        let [tokens, _] = x_TD.tensor().dims();
         let active = self.spec.active;
         let p_TE = kernels::softmax(self.router_logits(x_TD.clone(), pass).cast(DType::F32));
         let dispatch = self.dispatch(&p_TE);
@@ -137,8 +138,8 @@ impl Sparse {
 
         // Rows of experts are the largest tensors of a layer: each is gone before the next but one is made.
         let both_R2I =
-            self.gate_up_proj.forward(&kernels::spread(x_TD.clone(), &dispatch.routes), &dispatch.groups, pass);
-        let y_RD = self.down_proj.forward(&kernels::swiglu_joined(both_R2I), &dispatch.groups, pass);
+            self.gate_up_proj.forward(kernels::spread(x_TD.tensor().clone(), &dispatch.routes), &dispatch.groups, pass);
+        let y_RD = self.down_proj.forward(Input::swiglu_joined(both_R2I), &dispatch.groups, pass);
         let y_TD = kernels::combine(y_RD, p_TK, &dispatch.routes);
         match &self.shared {
             None => y_TD,

@@ -27,6 +27,12 @@ impl TensorSpec {
         self.shape.iter().map(|&extent| extent as u64).product()
     }
 
+    /// Whether it is a matrix that takes part in products, embedding and head included: what may be held in fewer bits. Norms,
+    /// biases, convolutions and the vectors of recurrences are few, and stay f32 where they are trained.
+    pub fn is_product_matrix(&self) -> bool {
+        self.matrices().is_some() || matches!(self.role, Role::Embedding | Role::Head)
+    }
+
     /// The matrices that an adapter would be put on; none of tensors that take no adapter.
     pub fn matrices(&self) -> Option<Matrices> {
         match (self.role, &self.shape[..]) {

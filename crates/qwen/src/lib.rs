@@ -25,6 +25,7 @@ pub mod gguf;
 mod inventory;
 pub mod memory;
 pub mod model_dir;
+pub mod published;
 pub mod spec;
 pub mod targets;
 

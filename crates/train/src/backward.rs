@@ -8,10 +8,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use qwen_tune_data::Batch;
-use qwen_tune_kernels as kernels;
-use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing, Weight};
+use qwen_tune_kernels::{self as kernels, HostCopy};
+use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing};
 
 use crate::balance::{Auxiliary, Balance};
 use crate::objective::Objective;
@@ -29,13 +29,24 @@ impl Gradients {
         self.slots.get(&slot)
     }
 
-    /// Adds to a slot.
+    /// Adds to a slot, in f32: a tensor held in bf16 has its gradients in bf16, of which a sum would lose the small ones.
     pub fn add(&mut self, slot: usize, gradient: Tensor<1>) {
+        let gradient = if gradient.dtype() == DType::F32 { gradient } else { gradient.cast(DType::F32) };
         let sum = match self.slots.remove(&slot) {
             Some(sum) => sum + gradient,
             None => gradient,
         };
         self.slots.insert(slot, sum);
+    }
+
+    /// Puts a slot's gradient in the place of what was there.
+    pub(crate) fn put(&mut self, slot: usize, gradient: Tensor<1>) {
+        self.slots.insert(slot, gradient);
+    }
+
+    /// Slots that have a gradient, with its length.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.slots.iter().map(|(&slot, gradient)| (slot, gradient.dims()[0]))
     }
 
     fn add_leaves(&mut self, leaves: BTreeMap<usize, Tensor<1>>, tape: &mut burn::tensor::Gradients) {
@@ -64,13 +75,15 @@ pub struct Staging {
     pub share: f32,
     /// Factor of that loss in this micro-batch: the recipe's coefficient times the share.
     pub balance: f32,
+    /// Inputs of blocks that run again wait in host memory.
+    pub inputs_on_host: bool,
 }
 
 impl Staging {
-    /// Everything in one micro-batch, without dropout or a load-balancing loss.
+    /// Everything in one micro-batch, on its device, without dropout or a load-balancing loss.
     #[must_use]
     pub fn plain(recompute: usize) -> Self {
-        Self { recompute, dropout: None, share: 1.0, balance: 0.0 }
+        Self { recompute, dropout: None, share: 1.0, balance: 0.0, inputs_on_host: false }
     }
 }
 
@@ -89,6 +102,8 @@ enum Kept<'a> {
     Nothing,
     /// Run again from this input.
     Input(Tensor<2>),
+    /// The same, once it is brought back.
+    Away(HostCopy<2>),
     /// The tape itself: input leaf, output, pass with its leaves, decisions of its router.
     Tape(Tensor<2>, Tensor<2>, Pass<'a>, Vec<Routing>),
 }
@@ -109,12 +124,10 @@ pub fn accumulate(
 ) -> Passed {
     let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
     let context = decoder.context(&sequences, &batch.positions);
-    let trains_embedding = matches!(decoder.embedding(), Weight::Trained { .. });
+    let trains_embedding = decoder.embedding().is_trained();
 
-    // Embedding. Its gradient needs no tape through the blocks, only dx of the lowest one.
-    let embedding_pass = Pass::taped(parameters, None);
-    let embedded = decoder.embed(&batch.ids, &embedding_pass);
-    let mut x = embedded.clone().inner();
+    // Embedding. Its gradient needs no tape, only dx of the lowest block.
+    let mut x = decoder.embed(&batch.ids, &Pass::plain(parameters));
 
     // Forward through the blocks.
     let mut kept = Vec::with_capacity(decoder.blocks().len());
@@ -131,7 +144,7 @@ pub fn accumulate(
             let pass = Pass::untaped(parameters, staging.dropout).observed();
             let y = block.forward(x.clone(), &context, &pass);
             routings.extend(pass.routing());
-            (y, Kept::Input(x))
+            (y, if staging.inputs_on_host { Kept::Away(HostCopy::of(x)) } else { Kept::Input(x) })
         } else {
             let pass = Pass::taped(parameters, staging.dropout).observed();
             let leaf = input_leaf(x, tracked);
@@ -150,7 +163,7 @@ pub fn accumulate(
     let leaf = input_leaf(x, true);
     let h = decoder.finish(leaf.clone(), &pass);
     let head_pass = Pass::taped(parameters, None);
-    let head = head_pass.get(decoder.head());
+    let head = head_pass.matrix(decoder.head());
     let (loss, weights) = match objective.fixed_weights(batch) {
         Some(weights) => (None, weights),
         None => {
@@ -168,9 +181,9 @@ pub fn accumulate(
         let logp = host(out.logp);
         -logp.iter().zip(&weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>()
     });
-    if let (Some(dhead), Weight::Trained { slot, .. }) = (out.dhead, decoder.head()) {
+    if let (Some(dhead), Some(slot)) = (out.dhead, decoder.head().slot()) {
         let elements = dhead.shape().num_elements();
-        gradients.add(*slot, dhead.reshape([elements]));
+        gradients.add(slot, dhead.reshape([elements]));
     }
     let mut tape = kernels::seed(h, out.dh).backward();
     let mut upstream = leaf.grad_remove(&mut tape).expect("invariant: the final norm depends on its input");
@@ -184,10 +197,13 @@ pub fn accumulate(
         let experts = slope.len();
         Tensor::<2>::from_data(TensorData::new(slope, [1, experts]), decoder.device())
     });
-    for (block, keep) in decoder.blocks().iter().zip(kept).rev() {
+    bring_last(&mut kept);
+    while let Some(keep) = kept.pop() {
+        let block = &decoder.blocks()[kept.len()];
         let (leaf, y, pass, routing) = match keep {
             Kept::Nothing => return passed,
             Kept::Tape(leaf, y, pass, routing) => (leaf, y, pass, routing),
+            Kept::Away(_) => unreachable!("invariant: it was brought while the block above ran"),
             Kept::Input(x) => {
                 let pass = Pass::taped(parameters, staging.dropout).observed();
                 let leaf = input_leaf(x, true);
@@ -203,6 +219,8 @@ pub fn accumulate(
             }
             _ => seeded.backward(),
         };
+        // The device is busy with this block for as long as that takes.
+        bring_last(&mut kept);
         let below = leaf.grad_remove(&mut tape);
         gradients.add_leaves(pass.into_leaves(), &mut tape);
         match below {
@@ -210,9 +228,8 @@ pub fn accumulate(
             None => return passed,
         }
     }
-    if trains_embedding {
-        let mut tape = kernels::seed(embedded, upstream).backward();
-        gradients.add_leaves(embedding_pass.into_leaves(), &mut tape);
+    if let Some(slot) = decoder.embedding().slot() {
+        gradients.add(slot, decoder.embedding_gradient(&batch.ids, upstream));
     }
     passed
 }
@@ -231,7 +248,7 @@ pub fn accumulate_whole_tape(
     let context: Context = decoder.context(&sequences, &batch.positions);
     let pass = Pass::taped(parameters, staging.dropout).observed();
     let hidden = decoder.hidden(&batch.ids, &context, &pass);
-    let logp = kernels::token_logp(hidden, pass.get(decoder.head()), &batch.targets);
+    let logp = kernels::token_logp(hidden, pass.matrix(decoder.head()), &batch.targets);
     let loss = objective.loss(logp, batch);
     let mut total = loss.clone().mul_scalar(share);
     if staging.balance > 0.0
@@ -253,6 +270,15 @@ fn pooled_auxiliary(routings: &[Routing]) -> Option<Tensor<1>> {
     let chosen = Tensor::<1>::from_data(TensorData::new(chosen, [experts]), &all.device());
     let mean: Tensor<1> = all.mean_dim(0).reshape([experts]);
     Some((mean * chosen.div_scalar(places as f32)).sum().mul_scalar(experts as f32))
+}
+
+/// Puts the input of the block that runs next back on the device, where it waits elsewhere.
+fn bring_last(kept: &mut [Kept<'_>]) {
+    if let Some(last @ Kept::Away(_)) = kept.last_mut()
+        && let Kept::Away(copy) = std::mem::replace(last, Kept::Nothing)
+    {
+        *last = Kept::Input(copy.bring());
+    }
 }
 
 /// A tape's entry. Where nothing below is trained its gradient is not asked for, which saves the products for it.

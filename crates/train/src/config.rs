@@ -4,6 +4,7 @@
 //! `x-may-change-on-resume`: those that do not decide what is computed, and those that are there to be changed.
 
 use qwen_tune_data::SourceConfig;
+use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{Auto, ByteSize};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,9 @@ pub struct RunConfig {
     /// Most laid-out rows in one forward and backward. Never changes the maths.
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub micro_batch: Auto<usize>,
-    /// `auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`.
+    /// `auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`. `cuda:0,1` or `cuda:all` trains on several together: each
+    /// holds the model, a step's micro-batches are dealt out among them, and the result is that of one to rounding
+    /// (`cpu:0,1` does so with two copies on the CPU, which gains nothing and shows how such a run goes).
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub device: String,
     /// Threads on the CPU; `auto` or 0 takes all cores that the process may use, or `RAYON_NUM_THREADS` of them. Never
@@ -52,8 +55,13 @@ pub struct RunConfig {
     /// How many blocks run their forward again in the backward: `auto`, `none`, `all` or a number.
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub recompute: Recompute,
-    /// Memory the run may take on its device, such as `"8GB"`; `auto` is what is free there. `micro_batch` and
-    /// `recompute`, where they are `auto`, are chosen to stay within it.
+    /// What waits in host memory while the device does other things: `none`, `embedding`, `inputs` (of blocks that run
+    /// again in the backward, too) or `weights` (of the blocks, too); `auto` is the least that makes the run fit. Never
+    /// changes a result. On a CPU the two memories are one.
+    #[schemars(extend("x-may-change-on-resume" = true))]
+    pub offload: Auto<Offload>,
+    /// Memory the run may take on its device, such as `"8GB"`; `auto` is what is free there. `micro_batch`, `recompute`
+    /// and `offload`, where they are `auto`, are chosen in this order to stay within it.
     pub memory: Auto<ByteSize>,
     /// Take rows in an order drawn from `seed`; `false` takes them as they stand in the files.
     pub shuffle: bool,
@@ -83,6 +91,7 @@ impl Default for RunConfig {
             device: "auto".to_owned(),
             threads: Auto::Auto,
             recompute: Recompute::default(),
+            offload: Auto::Auto,
             memory: Auto::Auto,
             shuffle: true,
             on_bad_step: OnBadStep::Stop,

@@ -39,6 +39,14 @@ pub enum TrainError {
         /// Steps skipped just before it.
         skipped_in_a_row: u64,
     },
+    /// A device has no room for a step, with as little at a time as there can be.
+    #[error("step {step} does not fit into the device's memory: {said}")]
+    OutOfMemory {
+        /// The step.
+        step: u64,
+        /// What the device said.
+        said: String,
+    },
     /// A checkpoint, or the record of a bad step, could not be written; earlier checkpoints are untouched.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

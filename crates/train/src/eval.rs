@@ -15,7 +15,7 @@ pub fn batch_logps(decoder: &Decoder, pass: &Pass<'_>, batch: &Batch, targets: &
         let sequences: Vec<(usize, usize)> = batch.sequences.iter().map(|s| (s.start, s.len)).collect();
         let context = decoder.context(&sequences, &batch.positions);
         let hidden = decoder.hidden(&batch.ids, &context, pass);
-        let logp: Tensor<1> = kernels::token_logp(hidden, pass.get(decoder.head()), targets);
+        let logp: Tensor<1> = kernels::token_logp(hidden, pass.matrix(decoder.head()), targets);
         logp.into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")
     })
 }

@@ -34,6 +34,15 @@ pub enum Event {
         /// Its directory.
         path: PathBuf,
     },
+    /// A device ran out of memory in a step, which is made again with less at a time, as are all after it.
+    OutOfMemory {
+        /// Its number, from 1.
+        step: u64,
+        /// Most laid-out rows in one forward from now on.
+        micro_batch: usize,
+        /// Lowest blocks that run again in the backward from now on.
+        recompute: usize,
+    },
     /// Something a user should know but that stops nothing.
     Warned {
         /// One sentence.
@@ -70,6 +79,8 @@ pub struct Step {
     pub tokens_per_second: f64,
     /// Wall time of the step, waiting for data included.
     pub seconds: f64,
+    /// Of those, in which the loop waited for its data.
+    pub data_seconds: f64,
     /// Passes over the data after this step.
     pub epoch: f64,
     /// Expected time to the end of the run.

@@ -5,7 +5,7 @@
 
 use burn::tensor::Tensor;
 use qwen_tune_data::Batch;
-use qwen_tune_kernels::{chunk_tokens, linear};
+use qwen_tune_kernels::{Weight, chunk_tokens, linear};
 use qwen_tune_model::{Decoder, Pass};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -15,7 +15,7 @@ pub struct Reference {
     batches: Vec<Batch>,
     /// By batch, hidden states `[targets, hidden]` after the final norm.
     hidden: Vec<Tensor<2>>,
-    head: Tensor<2>,
+    head: Weight<2>,
 }
 
 /// Another model compared with a [`Reference`].
@@ -54,7 +54,13 @@ impl Reference {
     #[must_use]
     pub fn of(decoder: &Decoder, pass: &Pass<'_>, batches: Vec<Batch>) -> Self {
         let hidden = batches.iter().map(|batch| at_targets(decoder, pass, batch)).collect();
-        Self { batches, hidden, head: pass.get(decoder.head()) }
+        Self { batches, hidden, head: pass.matrix(decoder.head()) }
+    }
+
+    /// The batches that it was asked about.
+    #[must_use]
+    pub fn into_batches(self) -> Vec<Batch> {
+        self.batches
     }
 
     /// Targets there are.
@@ -66,7 +72,7 @@ impl Reference {
     /// Compares another model of the same vocabulary.
     #[must_use]
     pub fn compare(&self, decoder: &Decoder, pass: &Pass<'_>) -> Fidelity {
-        let head = pass.get(decoder.head());
+        let head = pass.matrix(decoder.head());
         let [vocab, _] = self.head.dims();
         assert_eq!(vocab, head.dims()[0], "invariant: both models have one vocabulary");
         let mut sums = Sums::default();
@@ -77,7 +83,7 @@ impl Reference {
             let rows = chunk_tokens(targets.len(), vocab);
             for start in (0..targets.len()).step_by(rows) {
                 let count = rows.min(targets.len() - start);
-                let logits = |hidden: &Tensor<2>, head: &Tensor<2>| -> Vec<f32> {
+                let logits = |hidden: &Tensor<2>, head: &Weight<2>| -> Vec<f32> {
                     let part = hidden.clone().narrow(0, start, count);
                     let logits = linear(part, head.clone(), None, None);
                     logits.into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")

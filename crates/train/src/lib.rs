@@ -3,6 +3,7 @@
 //! [`Run::execute`] is the loop. What it needs to go on after a stop is in [`TrainState`], the trained tensors and the
 //! moments; what it has to say goes to an event [`Sink`]. Backends are known to [`device`] alone.
 
+mod attempt;
 pub mod backward;
 mod bad_step;
 mod balance;
@@ -15,13 +16,17 @@ mod event;
 mod fidelity;
 mod objective;
 mod optimizer;
+pub mod out_of_memory;
 mod packing;
 mod probe;
 pub mod process;
 mod provenance;
 mod recent;
+mod rehearsal;
+mod replicas;
 mod run;
 mod schedule;
+pub mod self_test;
 mod sink;
 mod state;
 mod stop;
@@ -46,6 +51,8 @@ pub use provenance::Provenance;
 /// Tokens whose logits the head holds at a time.
 pub use qwen_tune_kernels::most_chunk_tokens as head_rows;
 pub use recent::{Fault, Recent};
+pub use rehearsal::{Largest, rehearse};
+pub use replicas::{Exchange, Replica};
 pub use run::Run;
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use sink::Jsonl;

@@ -4,10 +4,10 @@
 
 use std::time::Instant;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use qwen_tune_data::Batch;
 use qwen_tune_kernels as kernels;
-use qwen_tune_model::{BuildError, Decoder, ModelPart, Parameters, Pass, Training};
+use qwen_tune_model::{BuildError, Decoder, ModelPart, Parameters, Pass, Storage, Training};
 use qwen_tune_qwen::{DecoderSpec, ModelDir};
 
 use crate::backward::{Gradients, Staging, accumulate};
@@ -23,14 +23,16 @@ pub struct Probe<'a> {
     pub training: &'a Training,
     /// Where.
     pub device: &'a Device,
-    /// Number format of frozen weights.
-    pub dtype: DType,
+    /// How frozen weights are held.
+    pub storage: Storage,
     /// What is minimised.
     pub objective: &'a dyn Objective,
     /// A typical micro-batch.
     pub batch: &'a Batch,
     /// Whether adapters drop inputs.
     pub dropout: bool,
+    /// How updates are made.
+    pub optimizer: &'a OptimizerConfig,
 }
 
 /// Seconds of a token, as measured.
@@ -87,8 +89,8 @@ fn kinds(spec: &DecoderSpec, training: &Training) -> (Vec<Kind>, usize) {
     let layers = spec.layers.len();
     let names: Box<dyn Iterator<Item = &str>> = match training {
         Training::Nothing => Box::new(std::iter::empty()),
-        Training::Lora(plan) => Box::new(plan.modules.keys().map(String::as_str)),
-        Training::Full(names) => Box::new(names.iter().map(String::as_str)),
+        Training::Lora(plan) => Box::new(plan.modules.keys().chain(plan.whole.keys()).map(String::as_str)),
+        Training::Full(plan) => Box::new(plan.tensors.iter().map(String::as_str)),
     };
     let mut trained = vec![false; layers];
     let mut lowest = layers;
@@ -137,7 +139,8 @@ impl Probe<'_> {
         blocks.dedup();
         let place = |layer: usize| blocks.binary_search(&layer).expect("invariant: it was put in");
         let part = ModelPart { blocks: blocks.clone(), vocabulary: None };
-        let (decoder, mut parameters) = Decoder::load_part(self.model, &part, self.training, self.device, self.dtype)?;
+        let (decoder, mut parameters) =
+            Decoder::load_part(self.model, &part, self.training, self.device, self.storage)?;
         let tokens = self.batch.ids.len().max(1) as f64;
         let one = self.seconds(&decoder.with_blocks(&[place(foot)]), &parameters);
         let mut measured = vec![BlockPace { kept: 0.0, again: 0.0, eval: 0.0 }; layers];
@@ -180,7 +183,7 @@ impl Probe<'_> {
     /// Seconds of the update of one trained number.
     fn update(&self, decoder: &Decoder, parameters: &mut Parameters) -> f64 {
         let gradients = self.gradients(decoder, parameters, 0);
-        let mut optimizer = AdamW::new(OptimizerConfig::default(), parameters);
+        let mut optimizer = AdamW::new(self.optimizer.clone(), parameters);
         let numbers = parameters.elements().max(1) as f64;
         fastest(|| optimizer.step(parameters, &gradients, 1.0, 0.0)) / numbers
     }

@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use qwen_tune_data::{DataError, Step as DataStep};
-use qwen_tune_kernels as kernels;
-use qwen_tune_model::{Decoder, Parameters, Pass, mix};
+use qwen_tune_model::{Decoder, Parameters, Pass};
+use qwen_tune_qwen::memory::Offload;
 
-use crate::backward::{Gradients, Passed, Staging, accumulate};
+use crate::attempt::Tried;
+use crate::backward::Passed;
 use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::error::{Failed, TrainError};
@@ -15,6 +16,7 @@ use crate::event::{Ending, Event, Outcome, Sink, Step};
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, OptimizerConfig};
 use crate::recent::Fault;
+use crate::replicas::{Exchange, Replica};
 use crate::schedule::ScheduleConfig;
 use crate::state::{Exact, TrainState};
 use crate::stop::StopFlag;
@@ -27,6 +29,10 @@ pub struct Run<'a> {
     pub parameters: Parameters,
     /// Its moments.
     pub optimizer: AdamW,
+    /// The same on further devices, which take their share of every step.
+    pub others: Vec<Replica>,
+    /// How gradients are added over devices.
+    pub exchange: Exchange,
     /// Clipping and the highest learning rate.
     pub optimizer_config: OptimizerConfig,
     /// Shape of the learning rate.
@@ -51,6 +57,8 @@ pub struct Run<'a> {
     pub bad_steps: BadSteps,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
+    /// What waits in host memory.
+    pub offload: Offload,
     /// Whether any adapter drops inputs.
     pub dropout: bool,
     /// Progress so far.
@@ -75,7 +83,7 @@ impl Run<'_> {
                 loss: self.state.last_loss.map(|loss| loss.0),
                 skipped: self.state.skipped,
                 seconds: started.elapsed().as_secs_f64(),
-                peak_memory: crate::process::memory("VmHWM:"),
+                peak_memory: crate::process::peak(),
             }),
             Err(cause) => {
                 // Between steps the state is whole, and an error leaves it between two of them. Nobody to tell if the
@@ -142,16 +150,19 @@ impl Run<'_> {
         let started = Instant::now();
         let number = self.state.step + 1;
         let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
-        let (Passed { nats, balance }, gradients) = self.gradients(&data);
+        let data_seconds = started.elapsed().as_secs_f64();
+        let Tried { passed: Passed { nats, balance }, gradients, grad_norm } = self.gradients(&data, sink)?;
         let loss = nats / data.trained.max(1) as f64;
-        let grad_norm = gradients.norm();
         if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
             self.refuse(sink, &data, reason, loss, grad_norm)?;
             return Ok(None);
         }
         let clip = self.optimizer_config.clip(grad_norm);
         let learning_rate = self.optimizer_config.learning_rate * self.schedule.factor(number, self.state.total_steps);
-        self.optimizer.step(&mut self.parameters, &gradients, clip, learning_rate);
+        self.optimizer.step(&mut self.parameters, &gradients[0], clip, learning_rate);
+        for (other, gradients) in self.others.iter_mut().zip(&gradients[1..]) {
+            other.optimizer.step(&mut other.parameters, gradients, clip, learning_rate);
+        }
         if self.bad_steps.spike.is_some() {
             self.state.recent.push(loss, grad_norm);
         }
@@ -169,31 +180,11 @@ impl Run<'_> {
             trained_tokens: data.trained,
             tokens_per_second: data.tokens as f64 / seconds,
             seconds,
+            data_seconds,
             epoch: data.epoch,
             eta_seconds: None,
             experts: balance.figures(),
         }))
-    }
-
-    /// Loss of the step's trained tokens and the gradients of its mean.
-    fn gradients(&self, data: &DataStep) -> (Passed, Gradients) {
-        let trained = data.trained.max(1);
-        let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
-        let mut gradients = Gradients::default();
-        let mut sum = Passed::default();
-        for (index, batch) in data.micro_batches.iter().enumerate() {
-            let dropout = self.dropout.then(|| mix(step_key ^ index as u64));
-            let part = batch.ids.len() as f64 / data.tokens.max(1) as f64;
-            let balance = (self.router_aux_loss_coef * part) as f32;
-            let staging = Staging { recompute: self.recompute, dropout, share: part as f32, balance };
-            let (objective, share) = (self.objective.as_ref(), 1.0 / trained as f32);
-            let (decoder, parameters) = (self.decoder, &self.parameters);
-            let passed =
-                kernels::on_pool(|| accumulate(decoder, parameters, objective, batch, share, staging, &mut gradients));
-            sum.nats += passed.nats;
-            sum.balance.add(&passed.balance);
-        }
-        (sum, gradients)
     }
 
     /// Passes over a step without applying it, or ends the run before it.

@@ -27,6 +27,7 @@ pub mod source;
 pub mod tensor;
 
 pub use error::WeightError;
+pub use lock::user_cache;
 pub use mapped::MappedBytes;
 pub use safetensors::{Checkpoint, Layout, Metadata, SafetensorsWriter, ShardInfo, ShardedWriter};
 pub use sink::{TensorSink, Written};

@@ -43,6 +43,9 @@ pub(super) fn told(failed: &Failed, plan: &Plan) -> Diagnostics {
                 )
             }
         }
+        TrainError::OutOfMemory { .. } => Diagnostic::failure_from("out-of-memory", &*failed.cause).hint(
+            "shorter rows take less: a smaller `tokens.max_length` in a new run, or end other programs on the device",
+        ),
         TrainError::Data(error) => {
             let fault = data_fault(error);
             Diagnostic::failure_from("data", error).place(fault.place)

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qwen_tune_data::Encoder;
-use qwen_tune_model::{Decoder, LoraPlan, Parameters, Training};
+use qwen_tune_model::{Decoder, Parameters, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device;
 use qwen_tune_weights::peft::Adapter;
 
 use super::{base, failed};
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{Opened, bind_adapter, open_model};
+use crate::plan::{Opened, bind_adapter, device_fault, open_model};
 use crate::recipe::{Recipe, RecipeDoc};
 
 /// On its device.
@@ -26,17 +26,22 @@ pub(super) struct LoadedModel {
 pub(super) fn load(recipe: &Recipe, doc: &RecipeDoc, adapter: Option<&Path>) -> Result<LoadedModel, Diagnostics> {
     let Opened { model, encoder } = open_model(recipe, doc)?;
     let device = device::open(&recipe.run.device, recipe.model.dtype)
-        .map_err(|e| Diagnostics::from(Diagnostic::mistake_from("device", &e).at(doc.span_of("run.device"))))?;
+        .map_err(|e| Diagnostics::from(device_fault(&e).at(doc.span_of("run.device"))))?;
     let training = match adapter {
         None => Training::Nothing,
         Some(path) => {
             let adapter = read_adapter(path)?;
             base::refuse_other(&adapter, &model, recipe, doc)?;
-            Training::Lora(LoraPlan { modules: bind_adapter(&adapter, &model)?, dropout: 0.0, seed: 0 })
+            Training::Lora(bind_adapter(&adapter, &model)?)
         }
     };
-    let (decoder, parameters) =
-        Decoder::load(&model, &training, &device.device, device.dtype).map_err(|e| failed("load", &e))?;
+    let (decoder, parameters) = Decoder::load(
+        &model,
+        &training,
+        &device.device,
+        device.storage(recipe.model.quantize, recipe.run.offload.value().unwrap_or_default()),
+    )
+    .map_err(|e| failed("load", &e))?;
     Ok(LoadedModel { model, encoder, decoder, parameters })
 }
 

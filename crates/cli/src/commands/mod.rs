@@ -14,6 +14,7 @@ mod inspect;
 mod loaded;
 mod logprobs;
 mod plan;
+mod rehearsal;
 mod resume;
 mod run_dir;
 mod train;
@@ -58,7 +59,8 @@ impl Command {
     fn wants_json(&self) -> bool {
         match self {
             Self::Train(args) => args.json,
-            Self::Check(args) | Self::Plan(args) => args.json,
+            Self::Check(args) => args.json,
+            Self::Plan(args) => args.json,
             Self::Data(args) => args.json,
             Self::Eval(args) => args.json,
             Self::Generate(args) => args.json,

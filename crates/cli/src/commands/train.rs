@@ -4,18 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qwen_tune_data::Stream;
-use qwen_tune_model::{Decoder, Parameters};
+use qwen_tune_model::{Decoder, Device, Parameters};
 use qwen_tune_qwen::export::{ExportConfig, ExportKind};
 use qwen_tune_train::{
-    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance, Run,
-    Sink, StopFlag, TrainState, objective,
+    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance,
+    Replica, Run, Sink, StopFlag, TrainState, objective,
 };
 use qwen_tune_weights::atomic::AtomicDir;
 
-use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, resume, run_dir};
+use super::{DONE, Ended, INTERRUPTED, base, export, failed, failure, rehearsal, resume, run_dir};
 use crate::args::TrainArgs;
 use crate::diagnostic::Diagnostics;
-use crate::plan::{Plan, Prepared, prepare};
+use crate::plan::{Plan, Prepared, bind_adapter, prepare};
 use crate::recipe::Purpose;
 use crate::terminal::{JsonLines, Printer, Progress, count};
 
@@ -42,11 +42,9 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
         plan.keep_micro_batch(loaded.state.micro_batch);
     }
     tell(&plan, printer);
+    let (decoder, parameters) = rehearsal::within_budget(&mut plan, resumed.is_some(), &doc, printer)?;
     run_dir::begin(&plan, &doc, made_from.base.as_ref())?;
 
-    let (decoder, parameters) =
-        Decoder::load(&plan.model, &plan.trained.training, &plan.device.device, plan.device.dtype)
-            .map_err(|e| failed("load", &e))?;
     let mut run = ready(&plan, &decoder, parameters, made_from, resumed.as_ref(), stop)?;
     let mut sink = listeners(&plan, resumed.as_ref(), printer)?;
     let outcome = run.execute(&mut sink).map_err(|e| failure::told(&e, &plan))?;
@@ -66,6 +64,13 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
     // Exports are streams, and what is read back is a model of its own: there is room for one.
     drop(run);
     drop(decoder);
+    let witness = match (witness, &adapter) {
+        (Some(witness), Some(adapter)) if plan.recipe.model.quantize.is_quantised() => {
+            let quantised = plan.recipe.model.quantize.name();
+            Some(witness.of_stored_base(&plan.model, bind_adapter(adapter, &plan.model)?, quantised)?)
+        }
+        (witness, _) => witness,
+    };
     let full = if adapter.is_none() { Some(export::full_tensors(&plan.directory)?.1) } else { None };
     let layout = match &plan.trained.artefact {
         Artefact::Adapter { layout, .. } => *layout,
@@ -92,8 +97,23 @@ fn witness(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<ex
         Some(eval) => (&eval.dataset, export::HELD_OUT),
         None => (&plan.data, export::TRAINED_ON),
     };
-    let has_adapter = matches!(plan.trained.artefact, Artefact::Adapter { .. });
-    export::Witness::of(decoder, parameters, has_adapter, plan.data.encoder(), Some(rows), plan.device.clone())
+    let base_is_there = matches!(&plan.trained.artefact, Artefact::Adapter { whole, .. } if whole.is_empty());
+    export::Witness::of(decoder, parameters, base_is_there, plan.data.encoder(), Some(rows), plan.device.clone())
+}
+
+/// The model on the devices beside the first.
+fn others(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Result<Vec<Replica>, Diagnostics> {
+    let replica = |device: &Device| {
+        let (decoder, parameters) = if device == decoder.device() {
+            // Frozen weights are shared.
+            (decoder.clone(), parameters.clone())
+        } else {
+            rehearsal::load(plan, device)?
+        };
+        let optimizer = AdamW::new(plan.recipe.optimizer.clone(), &parameters);
+        Ok(Replica { decoder, parameters, optimizer })
+    };
+    plan.device.others.iter().map(replica).collect()
 }
 
 /// The run at its beginning, or where its checkpoint left it.
@@ -108,8 +128,12 @@ fn ready<'a>(
     let recipe = &plan.recipe;
     let mut optimizer = AdamW::new(recipe.optimizer.clone(), &parameters);
     let mut state = TrainState::new(recipe.run.seed, plan.total_steps, plan.micro_batch, made_from);
+    let mut others = others(plan, decoder, &parameters)?;
     if let Some(loaded) = resumed {
-        loaded.restore(&plan.trained.artefact, &mut parameters, &mut optimizer).map_err(|e| failed("resume", &e))?;
+        let further = others.iter_mut().map(|other| (&mut other.parameters, &mut other.optimizer));
+        for (parameters, optimizer) in std::iter::once((&mut parameters, &mut optimizer)).chain(further) {
+            loaded.restore(&plan.trained.artefact, parameters, optimizer).map_err(|e| failed("resume", &e))?;
+        }
         let TrainState { total_steps, micro_batch, made_from, .. } = state;
         state = TrainState { total_steps, micro_batch, made_from, ..loaded.state.clone() };
     }
@@ -121,6 +145,8 @@ fn ready<'a>(
         decoder,
         parameters,
         optimizer,
+        others,
+        exchange: plan.device.exchange(),
         optimizer_config: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
         objective: objective(&recipe.objective).expect("invariant: the rules refuse objectives not there yet"),
@@ -138,6 +164,7 @@ fn ready<'a>(
             dataset: plan.data.clone(),
         },
         recompute: plan.recompute,
+        offload: plan.offload,
         dropout: plan.trained.dropout,
         state,
         stop,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use qwen_tune_data::{Audit, Dataset, Encoder, LossOn, SourceConfig};
 use qwen_tune_model::ComputeDtype;
-use qwen_tune_qwen::ModelDir;
+use qwen_tune_qwen::{ModelDir, Role};
 use qwen_tune_train::device::{self, DeviceError, OpenDevice};
 use qwen_tune_train::threads::{self, Threads};
 use qwen_tune_train::{EvalConfig, EvalData, EvalSource, ObjectiveKind};
 
-use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults, trained};
+use super::trained::{self, trained};
+use super::{Part, Trained, audit, data_fault, data_faults, length, model_faults};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Purpose, Recipe, RecipeDoc};
 
@@ -43,8 +44,13 @@ impl Inputs {
             let odd = qwen_tune_qwen::family::warnings(&model.config);
             let base = doc.span_of("model.base");
             faults.extend(odd.into_iter().map(|message| Diagnostic::warning("config", message).at(base.clone())));
+            faults.extend(quantised_twice(recipe, model, doc));
             faults.keep(trained(recipe, doc, model))
         });
+        if let Some((device, said)) = &device {
+            // A device that stands in for another says nothing about the other's number format.
+            faults.extend(said.is_none().then(|| trained::narrow_master_in_f32(recipe, doc, device)).flatten());
+        }
         let eval = recipe.eval.clone().unwrap_or_default();
         let whole = faults.keep(open_data(&recipe.data, encoder.as_ref(), doc, "data")).flatten();
         let held = faults.keep(held_out(&eval, encoder.as_ref(), doc)).flatten();
@@ -94,6 +100,21 @@ pub fn open_model(recipe: &Recipe, doc: &RecipeDoc) -> Result<Opened, Diagnostic
     }
 }
 
+/// A file in blocks of few bits is trained in those; to quantise it once more would lose twice.
+fn quantised_twice(recipe: &Recipe, model: &ModelDir, doc: &RecipeDoc) -> Option<Diagnostic> {
+    let quantize = recipe.model.quantize;
+    let linear = model.inventory.iter().filter(|tensor| matches!(tensor.role, Role::Linear(_) | Role::Experts));
+    let types = linear.filter_map(|tensor| Some(model.blocks(tensor)?.ty()));
+    let ty = types.filter(|_| quantize.is_quantised()).find(|ty| ty.block() > 1)?;
+    Some(
+        Diagnostic::mistake("quantised-twice", format!("`{}` is in blocks already", model.path.display()))
+            .at(doc.span_of("model.quantize"))
+            .label(format!("cannot make {} of {ty}", quantize.name()))
+            .hint("leave `model.quantize` out: the file's own blocks are trained in place")
+            .hint("or name the model it was made from in `model.base`"),
+    )
+}
+
 fn open_directory(recipe: &Recipe, doc: &RecipeDoc) -> Result<ModelDir, Diagnostics> {
     let path = doc.resolve_path(recipe.model.base.as_ref());
     ModelDir::open(&path).map_err(|errors| model_faults(&errors, doc))
@@ -133,16 +154,25 @@ fn open_device(
 ) -> Result<(OpenDevice, Option<Diagnostic>), Diagnostics> {
     let refused = |error: &DeviceError| {
         let key = if matches!(error, DeviceError::Dtype { .. }) { "model.dtype" } else { "run.device" };
-        Diagnostic::mistake_from("device", error).at(doc.span_of(key))
+        device_fault(error).at(doc.span_of(key))
     };
     match device::open(&recipe.run.device, recipe.model.dtype) {
         Ok(device) => Ok((device, None)),
-        Err(error @ (DeviceError::NotBuilt { .. } | DeviceError::Absent { .. })) if purpose == Purpose::Check => {
+        Err(error) if purpose == Purpose::Check && error.is_of_this_machine() => {
             let stand_in = device::open("cpu", ComputeDtype::Auto).map_err(|_| Diagnostics::from(refused(&error)))?;
             let message = format!("{error}; everything else was checked");
             Ok((stand_in, Some(Diagnostic::warning("device", message).at(doc.span_of("run.device")))))
         }
         Err(error) => Err(refused(&error).into()),
+    }
+}
+
+/// A device that cannot be used, and what to do about it.
+pub fn device_fault(error: &DeviceError) -> Diagnostic {
+    let mistake = Diagnostic::mistake_from("device", error);
+    match error.hint() {
+        Some(hint) => mistake.hint(hint).hint("or do without the device: `--set run.device=cpu`"),
+        None => mistake,
     }
 }
 

@@ -14,24 +14,25 @@ mod worst;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::{Audit, AuditLimits, BatchPlan, DataError, Dataset, Packing, StepSize};
-use qwen_tune_model::ComputeDtype;
+use qwen_tune_model::{ComputeDtype, Storage};
+use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{Auto, ModelDir};
 use qwen_tune_train::device::OpenDevice;
-use qwen_tune_train::{Artefact, EvalSet, Recompute};
+use qwen_tune_train::{Artefact, EvalSet, Largest, Recompute};
 
-use crate::diagnostic::Diagnostics;
+use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Choice, Purpose, Recipe, RecipeDoc, Setting};
 use inputs::Inputs;
 use room::Load;
-use worst::{Layout, Lengths};
+use worst::{Layout, Lengths, Worst};
 
 pub use audit::{Part, audit_report};
 pub use fault::{data_fault, data_faults, model_faults};
-pub use inputs::{Opened, held_out, open_model, roots, training_rows};
+pub use inputs::{Opened, device_fault, held_out, open_model, roots, training_rows};
 pub use length::step_size;
 pub use pace::Estimate;
 pub use packing::PackingCheck;
-pub use room::{Cost, MemoryTable, available_memory};
+pub use room::{Cost, MemoryTable, Way, available_memory};
 pub use trained::{Trained, bind_adapter, key_layout, trained};
 
 /// A run with nothing left to decide.
@@ -62,6 +63,11 @@ pub struct Plan {
     pub micro_batch: usize,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
+    /// What waits in host memory.
+    pub offload: Offload,
+    /// Ways to run that take less, the fastest first.
+    smaller: Vec<Way>,
+    worst: Worst,
     /// What the run takes.
     pub cost: Cost,
     /// What a user should know and that stops nothing.
@@ -109,6 +115,42 @@ impl Plan {
     #[must_use]
     pub fn batches(&self) -> BatchPlan {
         batches(&self.recipe, self.step_size, self.micro_batch)
+    }
+
+    /// How it runs.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        Way { micro_batch: self.micro_batch, recompute: self.recompute, offload: self.offload }
+    }
+
+    /// Takes the next way that needs less; where the micro-batch must stay, one that does not need a smaller one. False if
+    /// there is none.
+    pub fn take_smaller(&mut self, same_micro_batch: bool) -> bool {
+        let helps = |way: &Way| !same_micro_batch || way.recompute > self.recompute || way.offload > self.offload;
+        let Some(at) = self.smaller.iter().position(helps) else { return false };
+        let way = self.smaller.drain(..=at).next_back().expect("invariant: it was found");
+        (self.recompute, self.offload) = (way.recompute, way.offload);
+        self.recipe.run.recompute = Recompute::Blocks(way.recompute);
+        self.recipe.run.offload = way.offload.into();
+        if !same_micro_batch {
+            self.micro_batch = way.micro_batch;
+            if let Some(eval) = &mut self.eval {
+                eval.micro_batch = way.micro_batch;
+            }
+        }
+        true
+    }
+
+    /// The largest batches of the run.
+    #[must_use]
+    pub fn largest(&self) -> Largest {
+        self.worst.largest(self.micro_batch, self.worst.layout.max_length)
+    }
+
+    /// How the run holds its model.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        self.device.storage(self.recipe.model.quantize, self.offload)
     }
 
     /// Goes on with the micro-batch that a run began with, unless the recipe names one: what is free now may be other
@@ -185,18 +227,23 @@ impl Plan {
             .map_err(|e| Diagnostics::from(data_fault(&e)))?;
         let layout =
             Layout { step: length.step_size, steps: length.total_steps, packing, max_length: recipe.tokens.max_length };
-        let room = Load {
-            recipe,
-            model: &model,
-            trained: &trained,
-            device: &device,
-            layout,
-            lengths: &lengths,
-            eval: held.as_ref().zip(held_lengths.as_ref()),
+        let worst = Worst { layout, lengths, eval: held_lengths };
+        let load =
+            Load { recipe, model: &model, trained: &trained, device: &device, worst: &worst, held: held.as_ref() };
+        let room = load.decide(doc);
+        if let Some(reason) = load.quantize_reason() {
+            choose("model.quantize", recipe.model.quantize.name().into(), &reason);
         }
-        .decide(doc);
         if purpose != Purpose::Check {
             faults.extend(room.verdict);
+        }
+        if device.on_host && recipe.run.offload.value().is_some_and(|offload| offload != Offload::None) {
+            faults.push(
+                Diagnostic::warning("offload-on-host", format!("`{}` computes in host memory itself", device.name))
+                    .at(doc.span_of("run.offload"))
+                    .label("is left out: there is no other memory to move things to")
+                    .hint("`recompute = \"all\"` and a smaller `micro_batch` need less"),
+            );
         }
         let faults = faults.stop_on_errors()?;
         if recipe.run.micro_batch.is_auto() {
@@ -205,7 +252,11 @@ impl Plan {
         if let Some(reason) = &room.recompute_reason {
             choose("run.recompute", (room.recompute as i64).into(), reason);
         }
+        if let Some(reason) = &room.offload_reason {
+            choose("run.offload", room.offload.name().into(), reason);
+        }
         resolved.run.recompute = Recompute::Blocks(room.recompute);
+        resolved.run.offload = room.offload.into();
         let eval = held.map(|dataset| EvalSet {
             dataset,
             limit: eval.limit.unwrap_or(usize::MAX),
@@ -225,6 +276,9 @@ impl Plan {
             total_steps: length.total_steps,
             micro_batch: room.micro_batch,
             recompute: room.recompute,
+            offload: room.offload,
+            smaller: room.smaller,
+            worst,
             cost: room.cost,
             warnings: faults,
             choices,

@@ -54,10 +54,11 @@ impl Plan {
             model: &self.model,
             training: &self.trained.training,
             device: &self.device.device,
-            dtype: self.device.dtype,
+            storage: self.storage(),
             objective: objective.as_ref(),
             batch,
             dropout: self.trained.dropout,
+            optimizer: &self.recipe.optimizer,
         };
         let pace = probe.run().map_err(|e| Diagnostics::from(Diagnostic::failure_from("load", &e)))?;
         Ok(Some(self.reckon(&pace, batch.ids.len())))
@@ -65,7 +66,9 @@ impl Plan {
 
     fn reckon(&self, pace: &Pace, measured_tokens: usize) -> Estimate {
         let trained = self.cost.learned.numbers(&self.model.inventory) as f64;
-        let step = pace.step(self.cost.step_tokens, self.recompute, trained);
+        // Copies on the CPU share its cores.
+        let at_a_time = if self.device.on_host { 1 } else { self.device.count() };
+        let step = pace.step(self.cost.step_tokens / at_a_time as f64, self.recompute, trained);
         let eval = pace.eval(self.cost.eval_tokens);
         let evals = match (&self.recipe.eval, self.cost.eval_tokens > 0.0) {
             (Some(config), true) => 2 + config.every.map_or(0, |every| (self.total_steps - 1) / every.max(1)),

@@ -1,7 +1,9 @@
 //! Whether packing changes anything, seen on the first rows of the recipe's own data.
 
+use std::collections::BTreeMap;
+
 use qwen_tune_data::{AuditLimits, Packing};
-use qwen_tune_model::{ComputeDtype, Training};
+use qwen_tune_model::{ComputeDtype, LoraPlan, Training};
 use qwen_tune_qwen::memory;
 use qwen_tune_train::{PackingDifference, PackingProof, device, packing_tolerance};
 
@@ -58,7 +60,7 @@ impl Plan {
         }
         // Weights that will be trained are still the base's.
         let training = match &self.trained.training {
-            adapters @ Training::Lora(_) => adapters,
+            Training::Lora(plan) => &Training::Lora(LoraPlan { whole: BTreeMap::new(), ..plan.clone() }),
             Training::Full(_) | Training::Nothing => &Training::Nothing,
         };
         let tokens = &self.recipe.tokens;

@@ -1,13 +1,16 @@
 //! From `[lora]` or `[full]` to what is trained and what training will leave behind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use globset::Glob;
-use qwen_tune_model::{FullConfig, LoraConfig, LoraModule, LoraPlan, Training};
+use qwen_tune_model::{FullConfig, FullPlan, LoraConfig, LoraModule, LoraPlan, Master, Training};
 use qwen_tune_qwen::export::{self, ExportError};
-use qwen_tune_qwen::{FfnSpec, KeyLayout, ModelDir, Switches, TargetError};
+use qwen_tune_qwen::targets::whole_modules;
+use qwen_tune_qwen::{FfnSpec, KeyLayout, ModelDir, Switches, TargetError, TensorSpec};
 use qwen_tune_train::Artefact;
-use qwen_tune_weights::peft::{Adapter, LoraPair};
+use qwen_tune_train::device::OpenDevice;
+use qwen_tune_weights::encoding;
+use qwen_tune_weights::peft::{Adapter, FullTensor, LoraPair};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Recipe, RecipeDoc, nearest};
@@ -42,6 +45,18 @@ pub fn trained(recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Result<Tra
     }
 }
 
+/// Activations in f32 beside weights in bf16 would be rounded nowhere but in what is learnt.
+pub(super) fn narrow_master_in_f32(recipe: &Recipe, doc: &RecipeDoc, device: &OpenDevice) -> Option<Diagnostic> {
+    const KEY: &str = "full.master";
+    let is_narrow = recipe.full.as_ref().is_some_and(|full| full.master == Master::Bf16);
+    (is_narrow && !device.is_in_bf16()).then(|| {
+        Diagnostic::mistake("bf16-master", format!("`{KEY} = \"bf16\"` is for a model that is computed in bf16"))
+            .at(doc.span_of(KEY))
+            .found(format!("`{}`, {}", device.dtype.name(), device.dtype_reason))
+            .hint("set `model.dtype = \"bf16\"`, or leave `full.master` out")
+    })
+}
+
 fn balance_without_experts(recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Option<Diagnostic> {
     const KEY: &str = "objective.router_aux_loss_coef";
     let is_asked = recipe.objective.router_aux_loss_coef.is_some_and(|coefficient| coefficient > 0.0);
@@ -56,19 +71,22 @@ fn balance_without_experts(recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -
 fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDir) -> Result<Trained, Diagnostics> {
     let list = &model.inventory;
     let layout = key_layout(lora, doc, model)?;
-    let (modules, mut config) = if lora.init == "default" {
+    let (mut plan, mut config) = if lora.init == "default" {
         let switches = Switches { experts: lora.experts, router: lora.router };
         let resolved = lora.target.resolve(switches, list, &lora.layers);
         let modules = resolved.map_err(|errors| {
             let at = |key: &str| doc.span_of(key);
             errors.iter().map(|e| target_mistake(e, at)).collect::<Diagnostics>()
         })?;
+        let (whole, modules) = whole_beside(lora, modules, doc, model)?;
         let scale = lora.scale() as f32;
         let base = Some(recipe.model.base.clone());
         let mut config = export::adapter_config(model, layout, base, lora.rank, lora.alpha, &modules);
         config.use_rslora = lora.rslora;
         let module = LoraModule { rank: lora.rank, scale, values: None };
-        (modules.into_iter().map(|name| (name, module.clone())).collect(), config)
+        let modules = modules.into_iter().map(|name| (name, module.clone())).collect();
+        let whole = whole.into_iter().map(|name| (name, None)).collect();
+        (LoraPlan { modules, whole, ..LoraPlan::default() }, config)
     } else {
         let path = doc.resolve_path(lora.init.as_ref());
         let adapter = Adapter::read(&path).map_err(|errors| {
@@ -81,17 +99,50 @@ fn adapters(lora: &LoraConfig, recipe: &Recipe, doc: &RecipeDoc, model: &ModelDi
         let adapter = fit(model, layout, &adapter).map_err(at)?;
         let mut config = adapter.config.clone();
         config.base_model_name_or_path = Some(recipe.model.base.clone());
-        (bound(adapter, model), config)
+        (bound(adapter, model).map_err(at)?, config)
     };
     // PEFT does not load parameters of experts beside a dropout, which nobody needs after training.
     config.lora_dropout = if config.target_parameters.is_some() { 0.0 } else { lora.dropout };
     if let Some(revision) = &recipe.model.revision {
         config.other.insert("revision".to_owned(), revision.clone().into());
     }
-    let scales = modules.iter().map(|(name, module): (&String, &LoraModule)| (name.clone(), module.scale)).collect();
-    let artefact = Artefact::Adapter { config: Box::new(config), layout, scales };
-    let plan = LoraPlan { modules, dropout: lora.dropout as f32, seed: recipe.run.seed };
+    let scales = plan.modules.iter().map(|(name, module)| (name.clone(), module.scale)).collect();
+    let whole: Vec<&TensorSpec> = list.iter().filter(|tensor| plan.whole.contains_key(&tensor.name)).collect();
+    if !whole.is_empty() {
+        config.modules_to_save = Some(export::modules_to_save(model, layout, whole.iter().copied()));
+    }
+    let saved = |tensor: &TensorSpec| (tensor.name.clone(), export::saved_names(model, layout, tensor));
+    let whole = whole.into_iter().map(saved).collect();
+    let artefact = Artefact::Adapter { config: Box::new(config), layout, scales, whole };
+    plan.dropout = lora.dropout as f32;
+    plan.seed = recipe.run.seed;
     Ok(Trained { training: Training::Lora(plan), artefact, dropout: lora.dropout > 0.0 })
+}
+
+/// The tensors that `lora.modules_to_save` names, and the modules that keep an adapter: those it does not name.
+fn whole_beside(
+    lora: &LoraConfig,
+    mut modules: Vec<String>,
+    doc: &RecipeDoc,
+    model: &ModelDir,
+) -> Result<(BTreeSet<String>, Vec<String>), Diagnostics> {
+    const KEY: &str = "lora.modules_to_save";
+    let whole = whole_modules(&lora.modules_to_save, &model.inventory, model.spec.head).map_err(|errors| {
+        errors.iter().map(|e| Diagnostic::mistake_from("bad-target", e).at(doc.span_of(KEY))).collect::<Diagnostics>()
+    })?;
+    let is_whole = |module: &String| {
+        let of_module = model.inventory.iter().filter(|tensor| tensor.module.as_ref() == Some(module));
+        of_module.into_iter().any(|tensor| whole.contains(&tensor.name))
+    };
+    modules.retain(|module| !is_whole(module));
+    if modules.is_empty() {
+        let message = format!("`{KEY}` names every module that would get an adapter");
+        return Err(Diagnostic::mistake("nothing-adapted", message)
+            .at(doc.span_of(KEY))
+            .hint("use `[full]` with `train = [globs]` to train tensors themselves")
+            .into());
+    }
+    Ok((whole, modules))
 }
 
 /// Whose module paths adapters of this base are written in.
@@ -114,22 +165,32 @@ pub fn key_layout(lora: &LoraConfig, doc: &RecipeDoc, model: &ModelDir) -> Resul
         .into())
 }
 
-/// Holds an adapter against the model: every pair must bind to matrices of its shape.
+/// Holds an adapter against the model: every pair must bind to matrices of its shape, every whole tensor to one of its.
 ///
 /// # Errors
-/// With every pair that does not.
-pub fn bind_adapter(adapter: &Adapter, model: &ModelDir) -> Result<BTreeMap<String, LoraModule>, Diagnostics> {
-    Ok(bound(fit(model, model.key_layout, adapter)?, model))
+/// With everything that does not.
+pub fn bind_adapter(adapter: &Adapter, model: &ModelDir) -> Result<LoraPlan, Diagnostics> {
+    bound(fit(model, model.key_layout, adapter)?, model)
 }
 
-/// The modules of an adapter that fits.
-fn bound(adapter: Adapter, model: &ModelDir) -> BTreeMap<String, LoraModule> {
+/// What an adapter that fits holds.
+fn bound(adapter: Adapter, model: &ModelDir) -> Result<LoraPlan, Diagnostics> {
+    let whole = export::whole_tensors(model, &adapter).map_err(|faults| {
+        faults.iter().map(|fault| Diagnostic::mistake_from("bad-adapter", fault)).collect::<Diagnostics>()
+    })?;
+    let values = |(tensor, saved): (&TensorSpec, &FullTensor)| {
+        let values = encoding::decode(&saved.info, &saved.bytes);
+        let values = values.map_err(|error| Diagnostics::from(Diagnostic::mistake_from("bad-adapter", &error)))?;
+        Ok((tensor.name.clone(), Some(values)))
+    };
+    let whole = whole.into_iter().map(values).collect::<Result<_, Diagnostics>>()?;
     let module = |path: &str| model.module_of_peft(path).unwrap_or(path).to_owned();
     let bind = |pair: LoraPair| {
         let LoraPair { rank, scale, a, b, .. } = pair;
         (module(&pair.module), LoraModule { rank, scale, values: Some((a, b)) })
     };
-    adapter.pairs.into_iter().map(bind).collect()
+    let modules = adapter.pairs.into_iter().map(bind).collect();
+    Ok(LoraPlan { modules, whole, ..LoraPlan::default() })
 }
 
 fn fit(model: &ModelDir, layout: KeyLayout, adapter: &Adapter) -> Result<Adapter, Diagnostics> {
@@ -200,5 +261,6 @@ fn full_fine_tuning(full: &FullConfig, doc: &RecipeDoc, model: &ModelDir) -> Res
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    Ok(Trained { training: Training::Full(names), artefact: Artefact::Full, dropout: false })
+    let plan = FullPlan { tensors: names, master: full.master };
+    Ok(Trained { training: Training::Full(plan), artefact: Artefact::Full, dropout: false })
 }

@@ -6,6 +6,7 @@ use qwen_tune_data::pack::{groups, rows};
 use qwen_tune_data::{BatchPlan, Cursor, DataError, Dataset, Packing, StepSize, Stream};
 use qwen_tune_model::mix;
 use qwen_tune_qwen::memory::Extent;
+use qwen_tune_train::{EVAL_GROUP, Largest};
 
 /// Steps drawn at most; later ones hardly get larger.
 const DRAWN_STEPS: u64 = 512;
@@ -76,23 +77,21 @@ impl Lengths {
         (self.first.iter().sum::<usize>() as f64 / self.first.len().max(1) as f64).max(1.0)
     }
 
-    /// The largest micro-batch: of all steps where they are known, else of the known ones and of as many as
-    /// the run has, drawn from the lengths.
-    pub(super) fn worst(&self, layout: Layout, micro_batch: usize) -> Extent {
+    /// The sequences of the largest micro-batch: of all steps where they are known, else of the known ones and of as many
+    /// as the run has, drawn from the lengths.
+    pub(super) fn worst(&self, layout: Layout, micro_batch: usize) -> Vec<usize> {
         if self.first.is_empty() {
-            return Extent::of(vec![layout.max_length; micro_batch]);
+            return vec![layout.max_length; micro_batch];
         }
         let known = self.steps.len() as u64;
         let drawn = (known..layout.steps.clamp(1, DRAWN_STEPS)).map(|step| self.drawn(layout.step, step));
-        let largest = |lengths: &[usize]| largest(lengths, layout, micro_batch);
-        let of_known = self.steps.iter().map(|lengths| largest(lengths)).max();
-        of_known.max(drawn.map(|lengths| largest(&lengths)).max()).unwrap_or_default()
+        let steps = self.steps.iter().cloned().chain(drawn);
+        larger(steps.map(|lengths| largest(&lengths, layout, micro_batch)))
     }
 
-    /// The largest batch when `group` sequences are laid out together.
-    pub(super) fn worst_of_groups(&self, group: usize, layout: Layout, micro_batch: usize) -> Extent {
-        let groups = self.first.chunks(group.max(1));
-        groups.map(|lengths| largest(lengths, layout, micro_batch)).max().unwrap_or_default()
+    /// Those of the largest batch when `group` sequences are laid out together.
+    pub(super) fn worst_of_groups(&self, group: usize, layout: Layout, micro_batch: usize) -> Vec<usize> {
+        larger(self.first.chunks(group.max(1)).map(|lengths| largest(lengths, layout, micro_batch)))
     }
 
     /// A step's lengths, the same for the same step.
@@ -116,17 +115,48 @@ impl Lengths {
     }
 }
 
-fn largest(lengths: &[usize], layout: Layout, micro_batch: usize) -> Extent {
+/// Of a step's sequences those of its largest micro-batch.
+fn largest(lengths: &[usize], layout: Layout, micro_batch: usize) -> Vec<usize> {
     let rows = rows(lengths, layout.packing, layout.max_length);
     let laid: Vec<usize> = rows.iter().map(|row| row.iter().map(|&sample| lengths[sample]).sum()).collect();
-    let extent =
-        |group: &Vec<usize>| Extent::of(group.iter().flat_map(|&row| &rows[row]).map(|&sample| lengths[sample]));
-    groups(&laid, micro_batch).iter().map(extent).max().unwrap_or_default()
+    let sequences =
+        |group: &Vec<usize>| group.iter().flat_map(|&row| &rows[row]).map(|&sample| lengths[sample]).collect();
+    larger(groups(&laid, micro_batch).iter().map(sequences))
+}
+
+/// The batch that takes most; without any, none.
+fn larger(batches: impl Iterator<Item = Vec<usize>>) -> Vec<usize> {
+    batches.max_by_key(|sequences| Extent::of(sequences.iter().copied())).unwrap_or_default()
+}
+
+/// What a run lays out, and the largest batches that come of it.
+#[derive(Debug, Clone)]
+pub(super) struct Worst {
+    pub(super) layout: Layout,
+    pub(super) lengths: Lengths,
+    /// Of the first held-out rows, where there are any.
+    pub(super) eval: Option<Lengths>,
+}
+
+impl Worst {
+    /// The largest batches of at most so many laid-out rows, with no sequence longer than `max_length`.
+    pub(super) fn largest(&self, micro_batch: usize, max_length: usize) -> Largest {
+        let layout = Layout { max_length, ..self.layout };
+        let eval = self.eval.as_ref().map(|lengths| lengths.cut(max_length));
+        Largest {
+            micro_batch: self.lengths.cut(max_length).worst(layout, micro_batch),
+            eval: eval.map_or(Vec::new(), |lengths| lengths.worst_of_groups(EVAL_GROUP, layout, micro_batch)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn tokens(sequences: &[usize]) -> usize {
+        sequences.iter().sum()
+    }
 
     const LAYOUT: Layout = Layout { step: StepSize::Rows(4), steps: 50, packing: Packing::BestFit, max_length: 100 };
 
@@ -134,25 +164,25 @@ mod tests {
     fn micro_batches_bound_what_is_seen() {
         let lengths = Lengths::of_first(vec![30, 60, 90]);
         assert_eq!(
-            lengths.worst(Layout { steps: 500, ..LAYOUT }, 8).tokens,
+            tokens(&lengths.worst(Layout { steps: 500, ..LAYOUT }, 8)),
             360,
             "four of the longest come up in time"
         );
-        assert_eq!(lengths.worst(LAYOUT, 1).tokens, 90);
-        assert_eq!(lengths.worst(Layout { packing: Packing::None, ..LAYOUT }, 2).tokens, 180);
-        assert_eq!(lengths.worst(Layout { step: StepSize::Tokens(120), ..LAYOUT }, 8).tokens, 120);
-        assert_eq!(Lengths::default().worst(LAYOUT, 3).tokens, 300, "without rows the worst is assumed");
+        assert_eq!(tokens(&lengths.worst(LAYOUT, 1)), 90);
+        assert_eq!(tokens(&lengths.worst(Layout { packing: Packing::None, ..LAYOUT }, 2)), 180);
+        assert_eq!(tokens(&lengths.worst(Layout { step: StepSize::Tokens(120), ..LAYOUT }, 8)), 120);
+        assert_eq!(tokens(&Lengths::default().worst(LAYOUT, 3)), 300, "without rows the worst is assumed");
         let known = Lengths { steps: vec![vec![30; 4]; 50], ..lengths };
-        assert_eq!(known.worst(LAYOUT, 8).tokens, 120, "a run whose steps are all known needs no more than they do");
-        assert_eq!(known.worst(Layout { steps: 500, ..LAYOUT }, 8).tokens, 360);
-        assert_eq!(known.cut(20).worst(LAYOUT, 8).tokens, 80);
+        assert_eq!(tokens(&known.worst(LAYOUT, 8)), 120, "a run whose steps are all known needs no more than they do");
+        assert_eq!(tokens(&known.worst(Layout { steps: 500, ..LAYOUT }, 8)), 360);
+        assert_eq!(tokens(&known.cut(20).worst(LAYOUT, 8)), 80);
     }
 
     #[test]
     fn groups_are_laid_out_together() {
         let lengths = Lengths::of_first(vec![50, 50, 50, 10]);
-        assert_eq!(lengths.worst_of_groups(3, LAYOUT, 8).tokens, 150);
-        assert_eq!(lengths.worst_of_groups(3, LAYOUT, 1).tokens, 100);
+        assert_eq!(tokens(&lengths.worst_of_groups(3, LAYOUT, 8)), 150);
+        assert_eq!(tokens(&lengths.worst_of_groups(3, LAYOUT, 1)), 100);
         assert!((lengths.context() - 47.5).abs() < 1e-9);
         assert!((lengths.mean() - 40.0).abs() < 1e-9);
     }

@@ -113,8 +113,7 @@ reports! {
     early_stop_without_evaluations: with!("[eval]\nfraction = 0.1\nearly_stop = 3");
     checkpoint_numbers: with!("[checkpoint]\nevery = 0\nkeep = 0");
     an_objective_that_is_planned: with!("[objective]\nkind = \"dpo\"");
-    adapters_that_are_planned: with!("[model.quantise]\n[lora]\ndora = true\nplus_ratio = 16.0\ninit = \"pissa\"\nmodules_to_save = [\"lm_head\"]");
-    quantisation_that_is_planned: LEAST, set "model.quantize=nf4";
+    adapters_that_are_planned: with!("[model.quantise]\n[lora]\ndora = true\nplus_ratio = 16.0\ninit = \"pissa\"");
     reports_that_are_planned: with!("[report]\ntensorboard = true\nhtml = true");
     types_of_gguf_that_are_none: with!("[[export]]\nto = \"gguf\"\nquant = [\"q4_k\", \"q8_0\"]\n\n[[export]]\nto = \"adapter-gguf\"\nquant = [\"f16\"]");
     a_balance_that_is_none: with!("[objective]\nrouter_aux_loss_coef = -0.001");
@@ -122,9 +121,12 @@ reports! {
     quantised_merge: with!("[[export]]\nto = \"merged\"\nquant = [\"q8_0\"]");
     an_adapter_of_a_full_run: with!("[full]\n\n[optimizer]\nlearning_rate = 1e-5\n\n[[export]]\nto = \"adapter\"");
     a_full_run_with_the_rate_of_adapters: with!("[full]");
+    quantised_weights_that_are_trained: with!("[full]\n\n[optimizer]\nlearning_rate = 1e-5"), set "model.quantize=nf4";
+    a_quantisation_that_is_none: LEAST, set "model.quantize=nf8";
     a_shape_beside_an_adapter_that_has_one: with!("[lora]\ninit = \"runs/a/adapter\"\nrank = 8\ntarget = \"mlp\"");
     a_device_that_is_none: with!("[run]\ndevice = \"gpu\"");
     a_device_with_a_wrong_number: with!("[run]\ndevice = \"cpu:1\"");
+    copies_on_the_cpu_that_do_not_count_from_0: with!("[run]\ndevice = \"cpu:1,2\"");
     a_device_that_is_not_built: with!("[run]\ndevice = \"vulkan\"");
     empty_paths: "[model]\nbase = \"\"\n\n[[data]]\npath = []\n\n[run]\ndir = \"\"\n\n[lora]\ninit = \" \"\n";
     data_numbers: "[model]\nbase = \"qwen\"\n\n[[data]]\npath = \"a\"\nweight = 0\n\n[[data]]\npath = \"b\"\nlimit = 0\n";

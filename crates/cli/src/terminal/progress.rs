@@ -154,6 +154,11 @@ impl Sink for Progress {
                     self.printer.note(&format!("saved step {step} to {}", path.display()));
                 }
             }
+            Event::OutOfMemory { step, micro_batch, recompute } => self.printer.warn(&format!(
+                "the device's memory ran out in step {}: made again, from now on with a micro-batch of {micro_batch} and \
+                 {recompute} blocks run again; the result does not depend on it",
+                count(*step)
+            )),
             Event::Warned { message } => self.printer.warn(message),
             Event::Exported { path } => self.printer.note(&format!("exported to {}", path.display())),
             Event::Finished(outcome) => self.finished(outcome),
@@ -214,6 +219,7 @@ mod tests {
             trained_tokens: 200,
             tokens_per_second: 1234.4,
             seconds: 0.5,
+            data_seconds: 0.0,
             epoch: 0.1,
             eta_seconds: Some(42.3),
             experts: None,

@@ -75,7 +75,8 @@ fn whole(tensor: FlexTensor) -> FlexTensor {
     if fills { tensor } else { tensor.to_contiguous() }
 }
 
-fn rounded(rule: &AdamW, weight_decay: f64) -> vector::AdamW {
+/// The numbers of an update, computed in f64 and rounded once.
+pub(crate) fn rounded(rule: &AdamW, weight_decay: f64) -> vector::AdamW {
     vector::AdamW {
         clip: rule.clip as f32,
         beta1: rule.beta1 as f32,

@@ -4,7 +4,7 @@
 #[cfg(feature = "gpu")]
 mod cube;
 #[cfg(feature = "cpu")]
-mod flex;
+pub(crate) mod flex;
 pub(crate) mod reference;
 
 use burn::Tensor;

@@ -18,7 +18,7 @@ pub fn adamw(trained: &mut [Trained<'_>], rule: &AdamW) {
 }
 
 /// The tensor itself, so that an operation may reuse its memory.
-pub(super) fn taken(slot: &mut Tensor<1>) -> Tensor<1> {
+pub(crate) fn taken(slot: &mut Tensor<1>) -> Tensor<1> {
     let empty = Tensor::empty([0], &slot.device());
     std::mem::replace(slot, empty)
 }

@@ -11,11 +11,12 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::flex::{Block, Layout, Scratch, Wide};
+use super::flex::{Block, Layout, Scratch};
 use crate::Segments;
 use crate::cpu::element::Element;
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::contiguous;
-use crate::cpu::product::{Matrix, Threads, product};
+use crate::cpu::product::{Matrix, Number, Threads, product};
 use crate::cpu::rows::{add, filled};
 use crate::cpu::vector;
 
@@ -24,8 +25,8 @@ pub(super) struct Step<E>(pub(super) PhantomData<E>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
-    pub(super) q: FlexTensor,
-    pub(super) k: FlexTensor,
+    pub(super) q: Kept,
+    pub(super) k: Kept,
     pub(super) v: FlexTensor,
     pub(super) out: FlexTensor,
     /// Log-sum-exp of the scores, `[T, N]`.
@@ -60,17 +61,17 @@ const STRIPS: usize = 4;
 /// Queries of a strip, at least.
 const STRIP_ROWS: usize = 256;
 
-impl<E: Element> Backward<Flex, 3> for Step<E> {
+impl<E: Element + Number> Backward<Flex, 3> for Step<E> {
     type State = Saved;
 
     fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dout = contiguous(grads.consume::<Flex>(&ops.node));
         let saved = &ops.state;
-        let init = || <(Scratch, Wide)>::default();
-        let gradients = |scratch: &mut (Scratch, Wide), strip| saved.strip_gradients(strip, E::slice(&dout), scratch);
-        let strips: Vec<StripGradients> = saved.strips().into_par_iter().map_init(init, gradients).collect();
+        let gradients = |scratch: &mut Scratch<E>, strip| saved.strip_gradients(strip, E::slice(&dout), scratch);
+        let strips: Vec<StripGradients> =
+            saved.strips().into_par_iter().map_init(Scratch::default, gradients).collect();
         let Layout { heads, kv_heads, size, .. } = saved.layout;
-        let tokens = saved.q.layout().shape()[0];
+        let tokens = saved.q.get().layout().shape()[0];
         let [q_node, k_node, v_node] = ops.parents;
         if let Some(node) = q_node {
             let dq = saved.scatter::<E>(&strips, tokens, heads, |strip| (strip.strip.queries.start, &strip.dq));
@@ -103,11 +104,11 @@ impl Saved {
 
     /// With `p = exp(s - lse)` and `delta = Σ dout·out`: `dv += pᵀ·dout`, `ds = p ⊙ (dout·vᵀ - delta)`,
     /// `dq = scale·ds·k`, `dk += dsᵀ·(scale·q)`.
-    fn strip_gradients<E: Element>(
+    fn strip_gradients<E: Element + Number>(
         &self,
         strip: Strip,
         dout: &[E],
-        (scratch, wide): &mut (Scratch, Wide),
+        scratch: &mut Scratch<E>,
     ) -> StripGradients {
         let layout = self.layout;
         let (group, size, kv_head) = (layout.group(), layout.size, strip.kv_head);
@@ -118,22 +119,23 @@ impl Saved {
         let (mut dk, mut dv) = (vec![0.0; keys * size], vec![0.0; keys * size]);
         for block in blocks {
             let (rows, columns) = (block.rows(), block.keys());
-            let key_rows = layout.head::<E>(&self.k, block, kv_head, &mut wide.k);
-            let value_rows = layout.head::<E>(&self.v, block, kv_head, &mut wide.v);
-            layout.score(block, kv_head, E::slice(&self.q), key_rows, scratch);
-            layout.gather(&mut scratch.dout, dout, block, kv_head, 1.0);
-            let dout_RD = Matrix::dense(&scratch.dout, group * rows, size);
+            let key_rows = layout.head::<E>(self.k.get(), block, kv_head);
+            let value_rows = layout.head::<E>(&self.v, block, kv_head);
+            layout.score(block, kv_head, E::slice(self.q.get()), key_rows, scratch);
+            layout.gather(&mut scratch.dout, dout, block, kv_head);
+            let dout_RD = Matrix::first_of(E::elements(&scratch.dout), group * rows, size);
             scratch.dscores.resize(group * rows * columns, 0.0);
             product(&mut scratch.dscores, dout_RD, value_rows.transposed(), 1.0, false, Threads::Caller);
-            self.softmax_backward::<E>(block, kv_head, scratch, &mut wide.out);
-            let dout_RD = Matrix::dense(&scratch.dout, group * rows, size);
+            self.softmax_backward::<E>(block, kv_head, scratch);
+            let dout_RD = Matrix::first_of(E::elements(&scratch.dout), group * rows, size);
 
             let seen = (block.from - first_key) * size..(block.end - first_key) * size;
             let weights = Matrix::dense(&scratch.scores, group * rows, columns);
             product(&mut dv[seen.clone()], weights.transposed(), dout_RD, 1.0, true, Threads::Caller);
             let dscores_RK = Matrix::dense(&scratch.dscores, group * rows, columns);
-            let q_RD = Matrix::dense(&scratch.q, group * rows, size);
-            product(&mut dk[seen], dscores_RK.transposed(), q_RD, 1.0, true, Threads::Caller);
+            let q_RD = Matrix::first_of(E::elements(&scratch.q), group * rows, size);
+            let [_, of_products] = layout.scales::<E>();
+            product(&mut dk[seen], dscores_RK.transposed(), q_RD, of_products, true, Threads::Caller);
             scratch.out.resize(group * rows * size, 0.0);
             product(&mut scratch.out, dscores_RK, key_rows, layout.scale, false, Threads::Caller);
             for (row, values) in scratch.out.chunks_exact(size).enumerate() {
@@ -145,20 +147,15 @@ impl Saved {
     }
 
     /// Turns scores into weights and their upstream gradients into those of the scores.
-    fn softmax_backward<E: Element>(
-        &self,
-        block: Block,
-        kv_head: usize,
-        scratch: &mut Scratch,
-        wide_out: &mut Vec<f32>,
-    ) {
+    fn softmax_backward<E: Element>(&self, block: Block, kv_head: usize, scratch: &mut Scratch<E>) {
         let Layout { heads, size, .. } = self.layout;
         let (rows, columns, out) = (block.rows(), block.keys(), E::slice(&self.out));
-        let of_rows = scratch.scores.chunks_exact_mut(columns).zip(scratch.dscores.chunks_exact_mut(columns));
-        for ((row, (weights, dweights)), dout) in of_rows.enumerate().zip(scratch.dout.chunks_exact(size)) {
+        let Scratch { scores, dscores, dout, wide: [wide_out, wide_dout], .. } = scratch;
+        let of_rows = scores.chunks_exact_mut(columns).zip(dscores.chunks_exact_mut(columns));
+        for ((row, (weights, dweights)), dout) in of_rows.enumerate().zip(dout.chunks_exact(size)) {
             let token = block.start + block.first + row % rows;
             let place = token * heads + kv_head * self.layout.group() + row / rows;
-            let delta = vector::dot(dout, E::read(&out[place * size..][..size], wide_out));
+            let delta = vector::dot(E::read(dout, wide_dout), E::read(&out[place * size..][..size], wide_out));
             let visible = self.layout.visible(block, row % rows);
             for hidden in [0..visible.start, visible.end..columns] {
                 weights[hidden.clone()].fill(0.0);

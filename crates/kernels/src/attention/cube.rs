@@ -12,24 +12,25 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::blockwise::{Block, Layout, Steps};
-use crate::Segments;
 use crate::gpu::float::{largest, sum};
 use crate::gpu::group::{Group, row, row_max, row_sum};
+use crate::gpu::kept::Kept;
 use crate::gpu::places::starts;
 use crate::gpu::product::{product, wide_product};
 use crate::gpu::tensor::{dense, elem, elementwise, empty, float_operand, primitive, vector_size};
 use crate::gpu::{Cube, Operand};
 use crate::tape::record;
+use crate::{Input, Segments};
 
 /// `None` when an operand is not a tensor of a GPU, or they differ in their type.
 pub(super) fn attention(
-    q: &Tensor<3>,
-    k: &Tensor<3>,
+    [from_q, from_k]: [&Input<3>; 2],
     v: &Tensor<3>,
     segments: &Arc<Segments>,
     scale: f32,
     window: Option<usize>,
 ) -> Option<Tensor<3>> {
+    let [q, k] = [from_q, from_k].map(Input::tensor);
     if k.dtype() != q.dtype() || v.dtype() != q.dtype() || q.dims()[0] == 0 {
         return None;
     }
@@ -39,7 +40,9 @@ pub(super) fn attention(
     let plain = parents.each_ref().map(|parent| Tensor::<3>::from_primitive::<Cube>(parent.data()));
     let (out, sums) = layout.forward::<Kernels>(plain.clone());
     let saved_out = out.clone();
-    Some(record(Step, parents, primitive(out), || Saved { layout, qkv: plain, out: saved_out, sums }))
+    let [q, k, v] = plain;
+    let qk = [Kept::of(from_q, q), Kept::of(from_k, k)];
+    Some(record(Step, parents, primitive(out), || Saved { layout, qk, v, out: saved_out, sums }))
 }
 
 #[derive(Debug)]
@@ -48,7 +51,8 @@ struct Step;
 #[derive(Clone, Debug)]
 struct Saved {
     layout: Layout,
-    qkv: [Tensor<3>; 3],
+    qk: [Kept<3>; 2],
+    v: Tensor<3>,
     out: Tensor<3>,
     /// Log-sum-exp of each block's rows.
     sums: Vec<Tensor<2>>,
@@ -59,8 +63,8 @@ impl Backward<Cube, 3> for Step {
 
     fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dout = Tensor::<3>::from_primitive::<Cube>(grads.consume::<Cube>(&ops.node));
-        let Saved { layout, qkv, out, sums } = ops.state;
-        let gradients = layout.backward::<Kernels>(qkv, &out, sums, dout);
+        let Saved { layout, qk: [q, k], v, out, sums } = ops.state;
+        let gradients = layout.backward::<Kernels>([q.get(), k.get(), v], &out, sums, dout);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<Cube>(node.id, primitive(gradient));

@@ -8,35 +8,41 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::backward::{Saved, Step};
-use crate::Segments;
 use crate::cpu::columns::Columns;
 use crate::cpu::element::{Element, by_element};
+use crate::cpu::kept::Kept;
 use crate::cpu::operand::{Operand, record};
-use crate::cpu::product::{Matrix, Threads, product};
+use crate::cpu::product::{Matrix, Number, Precision, Threads, product};
 use crate::cpu::vector;
+use crate::{Input, Segments};
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or they differ in their type.
 ///
-/// Of bf16 operands the keys and values of a block are widened for it, a small part of the work of its products; scores,
-/// weights and sums are f32, and only the output is rounded.
+/// Scores, their softmax and all sums are f32. The products of bf16 operands are bf16 ones, for which the weights of the
+/// softmax, and in the backward the gradients of the scores, are rounded.
 pub(super) fn attention(
-    q: &Tensor<3>,
-    k: &Tensor<3>,
+    inputs: [&Input<3>; 2],
     v: &Tensor<3>,
     segments: &Arc<Segments>,
     scale: f32,
     window: Option<usize>,
 ) -> Option<Tensor<3>> {
+    let [q, k] = inputs.map(Input::tensor);
     let ([_, heads, size], [_, kv_heads, _]) = (q.dims(), k.dims());
     if k.dtype() != q.dtype() || v.dtype() != q.dtype() {
         return None;
     }
     let layout = Layout { heads, kv_heads, size, scale, window };
     let parents = [Operand::of_float(q)?, Operand::of_float(k)?, Operand::of_float(v)?];
-    Some(by_element!(q.dtype(), E => forward::<E>(parents, segments, layout)))
+    Some(by_element!(q.dtype(), E => forward::<E>(parents, inputs, segments, layout)))
 }
 
-fn forward<E: Element>(parents: [Operand; 3], segments: &Arc<Segments>, layout: Layout) -> Tensor<3> {
+fn forward<E: Element + Number>(
+    parents: [Operand; 3],
+    inputs: [&Input<3>; 2],
+    segments: &Arc<Segments>,
+    layout: Layout,
+) -> Tensor<3> {
     let [q, k, v] = parents.each_ref().map(Operand::contiguous);
     let Layout { heads, kv_heads, size, .. } = layout;
     let tokens = segments.tokens();
@@ -49,16 +55,18 @@ fn forward<E: Element>(parents: [Operand; 3], segments: &Arc<Segments>, layout: 
         (rest_out, rest_lse) = (after_out, after_lse);
         blocks.push((block, block_out, block_lse));
     }
-    let init = || <(Scratch, Wide)>::default();
-    blocks.into_par_iter().for_each_init(init, |(scratch, wide), (block, out, lse)| {
+    blocks.into_par_iter().for_each_init(Scratch::default, |scratch, (block, out, lse)| {
         for kv_head in 0..kv_heads {
-            layout.attend::<E>(block, kv_head, [&q, &k, &v], (scratch, wide), out, lse);
+            layout.attend::<E>(block, kv_head, [&q, &k, &v], scratch, out, lse);
         }
     });
     let out = E::tensor(out, [tokens, heads, size]);
     let saved_out = out.clone();
     let segments = segments.clone();
-    record(Step::<E>(PhantomData), parents, out, || Saved { q, k, v, out: saved_out, lse, segments, layout })
+    record(Step::<E>(PhantomData), parents, out, || {
+        let (q, k) = (Kept::of(inputs[0], q), Kept::of(inputs[1], k));
+        Saved { q, k, v, out: saved_out, lse, segments, layout }
+    })
 }
 
 /// Sizes and the rule of visibility.
@@ -93,25 +101,19 @@ impl Block {
 
 /// Buffers of a task, used again for every block.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// Scaled queries, `[group·rows, d]`, all rows of a head together.
-    pub(super) q: Vec<f32>,
+pub(super) struct Scratch<E> {
+    /// Queries, in f32 scaled ones, `[group·rows, d]`, all rows of a head together.
+    pub(super) q: Vec<E>,
     /// Scores, then weights: `[group·rows, keys]`.
     pub(super) scores: Vec<f32>,
     /// Output of the block, or gradient of its queries: `[group·rows, d]`.
     pub(super) out: Vec<f32>,
     /// Upstream gradients, `[group·rows, d]`.
-    pub(super) dout: Vec<f32>,
+    pub(super) dout: Vec<E>,
     /// Gradients of the scores, `[group·rows, keys]`.
     pub(super) dscores: Vec<f32>,
-}
-
-/// Rows of operands in f32 where they are not held so: keys and values of a block, one row of the output.
-#[derive(Debug, Default)]
-pub(super) struct Wide {
-    pub(super) k: Vec<f32>,
-    pub(super) v: Vec<f32>,
-    pub(super) out: Vec<f32>,
+    /// Rows of the output and of its gradient in f32 where they are not held so.
+    pub(super) wide: [Vec<f32>; 2],
 }
 
 /// Scores held by a task, at most, unless a sequence is very long: half of a common second-level cache.
@@ -142,56 +144,63 @@ impl Layout {
         oldest - block.from..query + 1 - block.from
     }
 
-    /// The keys or values of a block for one head in f32: where they lie, or widened into `buffer`.
-    pub(super) fn head<'a, E: Element>(
+    /// The keys or values of a block for one head, where they lie.
+    pub(super) fn head<'a, E: Element + Number>(
         &self,
         tensor: &'a FlexTensor,
         block: Block,
         kv_head: usize,
-        buffer: &'a mut Vec<f32>,
     ) -> Matrix<'a> {
-        let columns = Columns::of(tensor).part(kv_head, self.kv_heads);
-        E::rows(columns, block.start + block.from..block.start + block.end, buffer).matrix(block.keys())
+        let columns = Columns::<E>::of(tensor).part(kv_head, self.kv_heads);
+        columns.rows_from(block.start + block.from).matrix(block.keys())
     }
 
-    /// Gathers the rows of a block and group from a `[T, N, d]` tensor, times `factor`.
-    pub(super) fn gather<E: Element>(
-        &self,
-        rows: &mut Vec<f32>,
-        source: &[E],
-        block: Block,
-        kv_head: usize,
-        factor: f32,
-    ) {
+    /// Factors of gathered queries, and of the products with them: bf16 queries are not rounded once more.
+    pub(super) fn scales<E: Number>(&self) -> [f32; 2] {
+        if E::PRECISION == Precision::F32 { [self.scale, 1.0] } else { [1.0, self.scale] }
+    }
+
+    /// Gathers the rows of a block and group from a `[T, N, d]` tensor.
+    pub(super) fn gather<E: Element>(&self, rows: &mut Vec<E>, source: &[E], block: Block, kv_head: usize) {
         rows.clear();
         for head in kv_head * self.group()..(kv_head + 1) * self.group() {
             for token in block.start + block.first..block.start + block.end {
-                let row = &source[(token * self.heads + head) * self.size..][..self.size];
-                rows.extend(row.iter().map(|value| value.wide() * factor));
+                rows.extend_from_slice(&source[(token * self.heads + head) * self.size..][..self.size]);
             }
         }
     }
 
     /// Fills `scratch.q` and `scratch.scores` for a block and group; nothing is masked yet.
-    pub(super) fn score<E: Element>(&self, block: Block, kv_head: usize, q: &[E], keys: Matrix, scratch: &mut Scratch) {
-        self.gather(&mut scratch.q, q, block, kv_head, self.scale);
+    pub(super) fn score<E: Element + Number>(
+        &self,
+        block: Block,
+        kv_head: usize,
+        q: &[E],
+        keys: Matrix,
+        scratch: &mut Scratch<E>,
+    ) {
+        let [of_queries, of_products] = self.scales::<E>();
+        self.gather(&mut scratch.q, q, block, kv_head);
+        if of_queries != 1.0 {
+            E::update(&mut scratch.q, &mut Vec::new(), |q| vector::scale(q, of_queries));
+        }
         let rows = self.group() * block.rows();
         scratch.scores.resize(rows * block.keys(), 0.0);
-        let q_RD = Matrix::dense(&scratch.q, rows, self.size);
-        product(&mut scratch.scores, q_RD, keys.transposed(), 1.0, false, Threads::Caller);
+        let q_RD = Matrix::first_of(E::elements(&scratch.q), rows, self.size);
+        product(&mut scratch.scores, q_RD, keys.transposed(), of_products, false, Threads::Caller);
     }
 
     /// Writes the output and log-sum-exp of a block and group into the block's rows.
-    fn attend<E: Element>(
+    fn attend<E: Element + Number>(
         &self,
         block: Block,
         kv_head: usize,
         [q, k, v]: [&FlexTensor; 3],
-        (scratch, wide): (&mut Scratch, &mut Wide),
+        scratch: &mut Scratch<E>,
         out: &mut [E],
         lse: &mut [f32],
     ) {
-        self.score(block, kv_head, E::slice(q), self.head::<E>(k, block, kv_head, &mut wide.k), scratch);
+        self.score(block, kv_head, E::slice(q), self.head::<E>(k, block, kv_head), scratch);
         let (group, rows, keys) = (self.group(), block.rows(), block.keys());
         let place = |row: usize| (row % rows) * self.heads + kv_head * group + row / rows;
         let mut sums = Vec::with_capacity(group * rows);
@@ -207,12 +216,12 @@ impl Layout {
         }
         scratch.out.resize(group * rows * self.size, 0.0);
         let weights = Matrix::dense(&scratch.scores, group * rows, keys);
-        let values = self.head::<E>(v, block, kv_head, &mut wide.v);
+        let values = self.head::<E>(v, block, kv_head);
         product(&mut scratch.out, weights, values, 1.0, false, Threads::Caller);
         for ((row, sum), values) in sums.iter().enumerate().zip(scratch.out.chunks_exact(self.size)) {
             let target = &mut out[place(row) * self.size..][..self.size];
             let share = 1.0 / sum;
-            E::write(target, &mut wide.out, |target| vector::scaled(target, values, share));
+            E::write(target, &mut scratch.wide[0], |target| vector::scaled(target, values, share));
         }
     }
 }

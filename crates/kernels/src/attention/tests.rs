@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_nearly_rounded, assert_rounded, assert_same_bits, backward, double,
-    finite_differences, leaf, on_cpu, on_threads, wide,
+    Random, assert_close, assert_nearly_rounded, assert_same_bits, backward, double, finite_differences, leaf, on_cpu,
+    on_threads, wide,
 };
 
 /// Segment lengths, query heads, key heads, head size, window.
@@ -129,7 +129,8 @@ fn thread_count_does_not_change_a_bit() {
     }
 }
 
-/// Gradients come from the kept output too, which was rounded: `Σ dout·out` is off by at most 2⁻⁸ of `Σ |dout·out|`.
+/// The weights of an output are rounded for the product with the values: off by at most 2⁻⁹ of `Σ w·|v|`, hence of the largest
+/// value. Gradients come from the kept output too, which was rounded: `Σ dout·out` is off by at most 2⁻⁸ of `Σ |dout·out|`.
 #[test]
 fn bf16_is_f32_rounded() {
     let mut random = Random::new(6);
@@ -146,7 +147,7 @@ fn bf16_is_f32_rounded() {
             let [q, k, v] = exact.clone();
             let expected = reference::attention(q, k, v, &segments, scale, window);
             let case = format!("{lens:?} {heads}/{kv_heads} x {size}, window {window:?}, strided {strided}");
-            assert_rounded(&y, &expected, &case);
+            assert_nearly_rounded(&y, &expected, 1.0 / 512.0, &case);
             let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
             for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
                 let (grad, exact) = (fast[index].grad(&grads).unwrap(), exact[index].grad(&exact_grads).unwrap());

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use burn_flex::FlexTensor;
 
 use super::element::Element;
-use super::product::Matrix;
+use super::product::{Matrix, Number};
 
 /// Rows of `width` neighbouring elements, `stride` apart.
 #[derive(Clone, Copy, Debug)]
@@ -51,10 +51,10 @@ impl<'a, E: Element> Columns<'a, E> {
     }
 }
 
-impl<'a> Columns<'a> {
+impl<'a, E: Number> Columns<'a, E> {
     /// The first `rows` of them.
     pub(crate) fn matrix(self, rows: usize) -> Matrix<'a> {
-        Matrix::strided(self.data, rows, self.width, self.stride)
+        Matrix::strided_in(E::elements(self.data), rows, self.width, self.stride)
     }
 }
 

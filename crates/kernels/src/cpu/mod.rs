@@ -3,6 +3,7 @@
 
 pub(crate) mod columns;
 pub(crate) mod element;
+pub(crate) mod kept;
 pub(crate) mod operand;
 pub(crate) mod product;
 pub(crate) mod rows;

@@ -7,6 +7,9 @@ use burn::backend::{Autodiff, BackendTypes, Flex};
 use burn::tensor::{Bytes, DType, GradientCheckpointingStrategy, Shape};
 use burn_flex::{FlexTensor, Layout};
 
+use crate::Input;
+use crate::blocks::{Blocks, Weight};
+
 /// burn-flex with the tape this crate records on.
 pub(crate) type Tape = Autodiff<Flex, NoCheckpointing>;
 type Taped = <Tape as BackendTypes>::FloatTensorPrimitive;
@@ -83,6 +86,49 @@ impl Operand {
     }
 }
 
+/// A weight of products as the CPU forms keep it.
+#[derive(Clone, Debug)]
+pub(crate) enum Held<const D: usize> {
+    Dense(FlexTensor),
+    Blocks(Blocks<D>),
+}
+
+impl<const D: usize> Held<D> {
+    /// With the operand that gets its gradient, an absent one for blocks; `None` as [`Operand::of_float`].
+    pub(crate) fn of(weight: &Weight<D>) -> Option<(Self, Operand)> {
+        match weight {
+            Weight::Dense(tensor) => {
+                let operand = Operand::of_float(tensor)?;
+                Some((Self::Dense(operand.data().clone()), operand))
+            }
+            Weight::Blocks(blocks) => Some((Self::Blocks(blocks.clone()), Operand::absent())),
+        }
+    }
+
+    /// The same in C order.
+    pub(crate) fn contiguous(self) -> Self {
+        match self {
+            Self::Dense(tensor) => Self::Dense(contiguous(tensor)),
+            blocks => blocks,
+        }
+    }
+
+    pub(crate) fn dims(&self) -> [usize; D] {
+        match self {
+            Self::Dense(tensor) => std::array::from_fn(|axis| tensor.layout().shape()[axis]),
+            Self::Blocks(blocks) => blocks.dims(),
+        }
+    }
+
+    /// Format of its gradient; blocks have none.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(tensor) => tensor.dtype(),
+            Self::Blocks(_) => DType::F32,
+        }
+    }
+}
+
 /// The output as a tensor: on the tape with `step` when a parent is tracked, else without any record (Burn would register
 /// an empty step, and a tape without a backward pass is never reclaimed).
 pub(crate) fn record<const N: usize, const D: usize, S: Backward<Flex, N>>(
@@ -102,6 +148,20 @@ pub(crate) fn record<const N: usize, const D: usize, S: Backward<Flex, N>>(
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     };
     Tensor::from_primitive::<Tape>(output)
+}
+
+/// [`record`] of an output that `again` forms with the same bits from what the state keeps. Without a tape it is a tensor only,
+/// so that nothing outlives the operation.
+pub(crate) fn record_formed<const N: usize, const D: usize, S: Backward<Flex, N>>(
+    step: S,
+    parents: [Operand; N],
+    output: FlexTensor,
+    state: impl FnOnce() -> S::State,
+    again: impl Fn() -> FlexTensor + Send + Sync + 'static,
+) -> Input<D> {
+    let taped = parents.iter().any(Operand::tracked);
+    let output = record(step, parents, output, state);
+    if taped { Input::formed_by(output, move || Tensor::from_primitive::<Flex>(again())) } else { output.into() }
 }
 
 /// The tensor in C order.

@@ -50,6 +50,7 @@ macro_rules! multiversioned {
 
 mod activation;
 mod adamw;
+mod blocks;
 pub(crate) mod delta;
 mod heads;
 mod narrow;
@@ -59,6 +60,7 @@ pub(crate) use activation::{
     sigmoid, sigmoid_gate, sigmoid_gate_backward, silu, silu_backward, swiglu, swiglu_backward,
 };
 pub(crate) use adamw::{AdamW, adamw};
+pub(crate) use blocks::{divide, max_abs, narrow_at_random};
 pub(crate) use heads::{Angles, norm_rotate, norm_rotate_backward, rotate_heads};
 pub(crate) use narrow::{dot_of_bf16, narrow, narrowed, widen, widened};
 pub(crate) use softmax::{exp_and_sum, scaled_exp, softmax_backward, softmax_gradient, sum_of_exp};

@@ -9,8 +9,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
+use crate::Input;
 use crate::cpu::element::{Element, by_element, narrowed, rows_of_piece, wide};
-use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::operand::{Operand, contiguous, record_formed};
 use crate::cpu::rows::{filled_two, sum_blocks};
 use crate::cpu::vector;
 use crate::rms_norm::flex::{inverse_rms, row_gradient};
@@ -21,7 +22,7 @@ pub(super) fn gated_norm<const D: usize>(
     z: &Tensor<D>,
     weight: &Tensor<1>,
     eps: f64,
-) -> Option<Tensor<D>> {
+) -> Option<Input<D>> {
     if x.dtype() != z.dtype() {
         return None;
     }
@@ -29,12 +30,20 @@ pub(super) fn gated_norm<const D: usize>(
     Some(by_element!(x.dtype(), E => forward::<E, D>(parents, x.dims(), eps)))
 }
 
-fn forward<E: Element, const D: usize>(parents: [Operand; 3], shape: [usize; D], eps: f64) -> Tensor<D> {
+fn forward<E: Element, const D: usize>(parents: [Operand; 3], shape: [usize; D], eps: f64) -> Input<D> {
     let [x, z, weight] = parents.each_ref().map(Operand::contiguous);
-    let (x_values, z_values, factors) = (E::slice(&x), E::slice(&z), wide(&weight));
+    let (y, rstd) = normed::<E>([&x, &z, &weight], eps);
+    let sources = [&x, &z, &weight].map(FlexTensor::clone);
+    let again = move || E::tensor(normed::<E>(sources.each_ref(), eps).0, shape);
+    record_formed(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { x, z, rstd, weight }, again)
+}
+
+/// The result, and what each row of `x` was multiplied by.
+fn normed<E: Element>([x, z, weight]: [&FlexTensor; 3], eps: f64) -> (Vec<E>, Vec<f32>) {
+    let (x_values, z_values, factors) = (E::slice(x), E::slice(z), wide(weight));
     let size = factors.len();
     let rows = x_values.len().checked_div(size).unwrap_or(0);
-    let (y, rstd) = filled_two(rows, [size, 1], |first, block: &mut [E], rstd: &mut [f32]| {
+    filled_two(rows, [size, 1], |first, block: &mut [E], rstd: &mut [f32]| {
         let [mut wide_x, mut wide_z, mut wide_y] = [const { Vec::new() }; 3];
         let mut normed = vec![0.0; size];
         let step = rows_of_piece(size);
@@ -52,8 +61,7 @@ fn forward<E: Element, const D: usize>(parents: [Operand; 3], shape: [usize; D],
                 }
             });
         }
-    });
-    record(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { x, z, rstd, weight })
+    })
 }
 
 #[derive(Debug)]

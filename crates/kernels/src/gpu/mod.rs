@@ -10,6 +10,7 @@ pub(crate) mod dropout;
 pub(crate) mod float;
 pub(crate) mod gather;
 pub(crate) mod group;
+pub(crate) mod kept;
 pub(crate) mod norm;
 pub(crate) mod pack;
 pub(crate) mod places;

@@ -17,12 +17,13 @@ use burn_cubecl::tensor::CubeTensor;
 use super::Groups;
 use crate::gpu::dropout::dropped;
 use crate::gpu::gather::gather_rows;
+use crate::gpu::kept::{Held, Kept, weight_operand};
 use crate::gpu::places::words;
 use crate::gpu::product::{product, wide_product};
 use crate::gpu::tensor::{dense, float_operand, primitive};
 use crate::gpu::{Cube, Operand};
 use crate::tape::record;
-use crate::{Adapter, Dropout};
+use crate::{Adapter, Dropout, Input, Weight};
 
 /// Rows of a group in the batch, over the mean of all groups.
 const HEADROOM: f64 = 1.25;
@@ -31,20 +32,25 @@ const STEP: usize = 16;
 
 /// `None` when an operand is not a tensor of a GPU.
 pub(super) fn grouped_linear(
-    x: &Tensor<2>,
-    weight: &Tensor<3>,
+    input: &Input<2>,
+    weight: &Weight<3>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
 ) -> Option<Tensor<2>> {
+    let x = input.tensor();
     let constant = || float_operand(&x.clone().inner());
     let (a, b) = match adapter {
         Some(adapter) => (float_operand(&adapter.a)?, float_operand(&adapter.b)?),
         None => (constant()?, constant()?),
     };
-    let parents = [float_operand(x)?, float_operand(weight)?, a, b];
+    let first = float_operand(x)?;
+    let (blocks, trained) = weight_operand(weight)?;
+    let parents = [first, trained.map_or_else(|| constant(), Some)?, a, b];
     let [_, weight_dtype, a_dtype, b_dtype] = parents.each_ref().map(|parent| parent.data().dtype);
     let (x_RI, dtype) = (dense(&parents[0]), x.dtype());
     let cast = |operand: &Operand| Tensor::<3>::from_primitive::<Cube>(operand.data()).cast(dtype);
+    let weight = blocks.map_or_else(|| Held::Dense(cast(&parents[1])), Held::Blocks);
+    let outputs = weight.dims()[1];
     let batches = Batches::new(groups, &x_RI);
     let update = adapter.map(|adapter| Update {
         a: cast(&parents[2]),
@@ -52,11 +58,12 @@ pub(super) fn grouped_linear(
         scale: adapter.scale,
         dropout: adapter.dropout,
     });
-    let map = Map { weight: cast(&parents[1]), update, batches };
+    let map = Map { weight, update, batches };
     let keeps_x = parents[1].tracked() || parents[2].tracked();
-    let (y, lows) = map.forward(&x_RI);
+    let (y, lows) = map.forward(&x_RI, outputs);
     let dtypes = [weight_dtype, a_dtype, b_dtype];
-    Some(record(Step, parents, y, || Saved { x: keeps_x.then_some(x_RI), map, lows, dtypes }))
+    let kept = || Kept::of(input, Tensor::from_primitive::<Cube>(x_RI));
+    Some(record(Step, parents, y, || Saved { x: keeps_x.then(kept), map, lows, dtypes }))
 }
 
 /// Some groups, one after another, and the rows each brings to a product.
@@ -145,7 +152,7 @@ impl Update {
 #[derive(Clone, Debug)]
 struct Map {
     /// `[G, out, in]`, in the type of `x`.
-    weight: Tensor<3>,
+    weight: Held<3>,
     update: Option<Update>,
     batches: Batches,
 }
@@ -161,12 +168,13 @@ fn transposed(matrices: Tensor<3>) -> Tensor<3> {
 
 impl Map {
     /// The result, and of each batch the rows after the down projection.
-    fn forward(&self, x: &CubeTensor) -> (CubeTensor, Vec<Tensor<3>>) {
+    fn forward(&self, x: &CubeTensor, width: usize) -> (CubeTensor, Vec<Tensor<3>>) {
         let (mut outputs, mut lows) = (Vec::new(), Vec::new());
+        let weight = self.weight.beside(&Tensor::<2>::from_primitive::<Cube>(x.clone()));
         let input = self.update.as_ref().map(|update| update.input(x));
         for batch in &self.batches.batches {
             let rows = Batches::gather(batch, x);
-            let mut y = product(rows.clone(), transposed(of_batch(&self.weight, batch)));
+            let mut y = product(rows.clone(), transposed(of_batch(&weight, batch)));
             if let (Some(update), Some(input)) = (&self.update, &input) {
                 let rows = if update.dropout.is_some() { Batches::gather(batch, input) } else { rows };
                 let low = product(rows, transposed(of_batch(&update.a, batch)));
@@ -176,8 +184,7 @@ impl Map {
             outputs.push(y);
         }
         if outputs.is_empty() {
-            let shape = [0, self.weight.dims()[1]];
-            return (crate::gpu::tensor::empty(x, shape, x.dtype), lows);
+            return (crate::gpu::tensor::empty(x, [0, width], x.dtype), lows);
         }
         (self.batches.gather_back(outputs), lows)
     }
@@ -189,7 +196,7 @@ struct Step;
 #[derive(Clone, Debug)]
 struct Saved {
     /// Only when the weight or A is trained.
-    x: Option<CubeTensor>,
+    x: Option<Kept<2>>,
     map: Map,
     /// Of each batch `drop(x)·Aᵀ`.
     lows: Vec<Tensor<3>>,
@@ -198,8 +205,8 @@ struct Saved {
 }
 
 impl Saved {
-    fn x(&self) -> &CubeTensor {
-        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A")
+    fn x(&self) -> CubeTensor {
+        buffer(self.x.as_ref().expect("invariant: x is kept for a tracked weight or A").get())
     }
 }
 
@@ -219,13 +226,14 @@ impl Backward<Cube, 4> for Step {
         let dy = dense(&Operand::constant(grads.consume::<Cube>(&ops.node)));
         let (saved, [x_node, weight_node, a_node, b_node]) = (&ops.state, ops.parents);
         let Map { weight, update, batches } = &saved.map;
+        let weight = &weight.beside(&Tensor::<2>::from_primitive::<Cube>(dy.clone()));
         let sum = |wanted: bool, like: &Tensor<3>| {
             wanted.then(|| Tensor::<3>::zeros(like.dims(), (&like.device(), DType::F32)))
         };
         let mut dweight = sum(weight_node.is_some(), weight);
         let mut da = update.as_ref().and_then(|update| sum(a_node.is_some(), &update.a));
         let mut db = update.as_ref().and_then(|update| sum(b_node.is_some(), &update.b));
-        let input = update.as_ref().filter(|_| da.is_some()).map(|update| update.input(saved.x()));
+        let input = update.as_ref().filter(|_| da.is_some()).map(|update| update.input(&saved.x()));
         let (mut bases, mut changes) = (Vec::new(), Vec::new());
         for (index, batch) in batches.batches.iter().enumerate() {
             let dy = Batches::gather(batch, &dy);
@@ -233,7 +241,7 @@ impl Backward<Cube, 4> for Step {
                 bases.push(product(dy.clone(), of_batch(weight, batch)));
             }
             if let Some(dweight) = &mut dweight {
-                add_groups(dweight, batch, wide_product(transposed(dy.clone()), Batches::gather(batch, saved.x())));
+                add_groups(dweight, batch, wide_product(transposed(dy.clone()), Batches::gather(batch, &saved.x())));
             }
             let Some(update) = update else { continue };
             if let Some(db) = &mut db {

@@ -15,36 +15,41 @@ use rayon::prelude::*;
 
 use super::Groups;
 use crate::cpu::element::{Element, by_element, narrowed, wide};
-use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::kept::Kept;
+use crate::cpu::operand::{Held, Operand, contiguous, record};
 use crate::cpu::product::{Elements, Matrix, Number, Threads, new_product, product};
 use crate::cpu::rows::dropped;
 use crate::cpu::vector;
-use crate::{Adapter, Dropout};
+use crate::{Adapter, Dropout, Input, Weight};
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex.
 pub(super) fn grouped_linear(
-    x: &Tensor<2>,
-    weight: &Tensor<3>,
+    input: &Input<2>,
+    weight: &Weight<3>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
 ) -> Option<Tensor<2>> {
+    let x = input.tensor();
     let absent = || Some(Operand::absent());
+    let (held, trained) = Held::of(weight)?;
     let parents = [
         Operand::of_float(x)?,
-        Operand::of_float(weight)?,
+        trained,
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.a))?,
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.b))?,
     ];
-    Some(by_element!(x.dtype(), E => forward::<E>(parents, groups, adapter)))
+    Some(by_element!(x.dtype(), E => forward::<E>(parents, input, held.contiguous(), groups, adapter)))
 }
 
 fn forward<E: Element + Number>(
     parents: [Operand; 4],
+    input: &Input<2>,
+    weight: Held<3>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
 ) -> Tensor<2> {
-    let [x, weight, a, b] = parents.each_ref().map(Operand::contiguous);
-    let map = Stack::of(&weight);
+    let [x, a, b] = [&parents[0], &parents[2], &parents[3]].map(Operand::contiguous);
+    let map = Stack::of_held(&weight);
     let rows = Rows::of(&x);
     let low = adapter.map(|&Adapter { scale, dropout, .. }| {
         let dropped = dropout.map(|dropout| dropped(&wide(&x), dropout));
@@ -72,7 +77,7 @@ fn forward<E: Element + Number>(
         });
     });
     let y = E::tensor(y, [groups.rows(), map.rows]);
-    let x = (parents[1].tracked() || parents[2].tracked()).then(|| x.clone());
+    let x = (parents[1].tracked() || parents[2].tracked()).then(|| Kept::of(input, x));
     let groups = groups.clone();
     record(Step::<E>(PhantomData), parents, y, || Saved { x, weight, low, groups })
 }
@@ -89,6 +94,16 @@ impl<'a> Stack<'a> {
     fn of(tensor: &'a FlexTensor) -> Self {
         let shape = tensor.layout().shape();
         Self { elements: dense(tensor), rows: shape[1], columns: shape[2] }
+    }
+
+    fn of_held(weight: &'a Held<3>) -> Self {
+        match weight {
+            Held::Dense(tensor) => Self::of(tensor),
+            Held::Blocks(blocks) => {
+                let [_, rows, columns] = blocks.dims();
+                Self { elements: Elements::Blocks(&**blocks.packed(), blocks.first()), rows, columns }
+            }
+        }
     }
 
     fn matrix(&self, group: usize) -> Matrix<'a> {
@@ -166,8 +181,8 @@ struct Step<E>(PhantomData<E>);
 #[derive(Clone, Debug)]
 struct Saved {
     /// Only when the weight or `A` is trained.
-    x: Option<FlexTensor>,
-    weight: FlexTensor,
+    x: Option<Kept>,
+    weight: Held<3>,
     low: Option<Low>,
     groups: Arc<Groups>,
 }
@@ -190,7 +205,7 @@ impl Low {
 
 impl Saved {
     fn x(&self) -> &FlexTensor {
-        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A")
+        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A").get()
     }
 }
 
@@ -204,7 +219,7 @@ impl<E: Element + Number> Backward<Flex, 4> for Step<E> {
         let dy = Rows::of(&dy);
         let saved = &ops.state;
         let groups = &*saved.groups;
-        let weight = Stack::of(&saved.weight);
+        let weight = Stack::of_held(&saved.weight);
         let (outputs, inputs) = (weight.rows, weight.columns);
         let [x_node, weight_node, a_node, b_node] = ops.parents;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use burn::Tensor;
 
-use crate::Adapter;
+use crate::{Adapter, Input, Weight};
 
 /// How the rows of a tensor fall into groups: sorted by group, on the host, because the shapes of products depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,14 +66,15 @@ impl Groups {
 /// One product a group that has rows, and two more with an adapter: the arithmetic follows the rows. Each group's matrix
 /// is read once, so many groups of a few rows are bound by memory.
 ///
-/// Kept for backward: the weight, `drop(x)·Aᵀ`, and `x` only where the weight or A is trained.
+/// Kept for backward: the weight, `drop(x)·Aᵀ`, and `x` only where the weight or A is trained and it is not formed again.
 pub fn grouped_linear(
-    x: &Tensor<2>,
-    weight: &Tensor<3>,
+    x: impl Into<Input<2>>,
+    weight: impl Into<Weight<3>>,
     groups: &Arc<Groups>,
     adapter: Option<&Adapter<3>>,
 ) -> Tensor<2> {
-    let ([rows, inputs], [count, outputs, weight_inputs]) = (x.dims(), weight.dims());
+    let (x, weight) = (x.into(), weight.into());
+    let ([rows, inputs], [count, outputs, weight_inputs]) = (x.tensor().dims(), weight.dims());
     assert_eq!(inputs, weight_inputs, "grouped_linear: x is [{rows}, {inputs}], a weight [{outputs}, {weight_inputs}]");
     assert!(
         groups.len() == count && groups.rows() == rows,
@@ -92,14 +93,14 @@ pub fn grouped_linear(
         );
     }
     #[cfg(feature = "cpu")]
-    if let Some(y) = flex::grouped_linear(x, weight, groups, adapter) {
+    if let Some(y) = flex::grouped_linear(&x, &weight, groups, adapter) {
         return y;
     }
     #[cfg(feature = "gpu")]
-    if let Some(y) = cube::grouped_linear(x, weight, groups, adapter) {
+    if let Some(y) = cube::grouped_linear(&x, &weight, groups, adapter) {
         return y;
     }
-    reference::grouped_linear(x, weight, groups, adapter)
+    reference::grouped_linear(x.tensor(), weight, groups, adapter)
 }
 
 #[cfg(all(test, feature = "cpu"))]

@@ -11,10 +11,11 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
 use super::fan_out::{Part, Pending, Upstream};
-use super::flex::matrix;
+use super::flex::{matrix, weight_matrix};
 use crate::Dropout;
 use crate::cpu::element::{Element, narrowed, wide};
-use crate::cpu::operand::contiguous;
+use crate::cpu::kept::Kept;
+use crate::cpu::operand::{Held, contiguous};
 use crate::cpu::product::{
     Left, Matrix, Number, Precision, Term, Threads, few_rows, new_product, new_sum_of_products, new_transposed_product,
 };
@@ -32,8 +33,8 @@ impl<E> Default for Step<E> {
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
     /// Only when the weight or `A` is trained.
-    pub(super) x: Option<FlexTensor>,
-    pub(super) weight: FlexTensor,
+    pub(super) x: Option<Kept>,
+    pub(super) weight: Held<2>,
     /// Format of the bias.
     pub(super) bias: DType,
     pub(super) low: Option<Low>,
@@ -67,7 +68,7 @@ impl Low {
 
 impl Saved {
     fn x(&self) -> &FlexTensor {
-        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A")
+        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A").get()
     }
 }
 
@@ -79,7 +80,7 @@ impl<E: Element + Number> Backward<Flex, 5> for Step<E> {
     fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let saved = &ops.state;
-        let (dy_TO, weight_OI) = (matrix(&dy), matrix(&saved.weight));
+        let (dy_TO, weight_OI) = (matrix(&dy), weight_matrix(&saved.weight));
         let (outputs, inputs, tokens) = (weight_OI.rows(), weight_OI.columns(), dy_TO.rows());
         let [x_node, weight_node, bias_node, a_node, b_node] = ops.parents;
 

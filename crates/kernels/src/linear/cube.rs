@@ -15,18 +15,19 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{Adapter, Projection};
-use crate::Dropout;
 use crate::gpu::combine::{LowRank, MOST_RANK, combine};
 use crate::gpu::dropout::dropped as masked;
+use crate::gpu::kept::{Held, Kept, weight_operand};
 use crate::gpu::pack::pack;
 use crate::gpu::product::{product, wide_product};
 use crate::gpu::tensor::{dense, empty, float_operand, primitive};
 use crate::gpu::{Cube, Operand};
 use crate::tape::record;
+use crate::{Dropout, Input, Weight};
 
 /// `None` when an operand is not a tensor of a GPU.
-pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
-    let input = float_operand(x)?;
+pub(super) fn projections<const N: usize>(x: &Input<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
+    let input = float_operand(x.tensor())?;
     let operands: Vec<[Option<Operand>; 4]> = maps.iter().map(operands).collect::<Option<_>>()?;
     let outputs = forward(x, input, operands, maps);
     Some(outputs.try_into().expect("invariant: one output a map"))
@@ -42,24 +43,36 @@ fn operands(map: &Projection) -> Option<[Option<Operand>; 4]> {
         Some(adapter) => (Some(float_operand(&adapter.a)?), Some(float_operand(&adapter.b)?)),
         None => (None, None),
     };
-    Some([Some(float_operand(&map.weight)?), bias, a, b])
+    let (_, weight) = weight_operand(&map.weight)?;
+    Some([weight, bias, a, b])
 }
 
-fn forward(x: &Tensor<2>, input: Operand, operands: Vec<[Option<Operand>; 4]>, maps: &[Projection]) -> Vec<Tensor<2>> {
+fn forward(
+    from: &Input<2>,
+    input: Operand,
+    operands: Vec<[Option<Operand>; 4]>,
+    maps: &[Projection],
+) -> Vec<Tensor<2>> {
+    let x = from.tensor();
     let (x_TI, dtype) = (plain::<2>(&input), x.dtype());
+    let kept = Kept::of(from, x_TI.clone());
     let lows = lows(&x_TI, &operands, maps);
     let pending = Pending::default();
     let fan = input.tracked().then(|| fan_out(input, &pending));
     let outputs = operands.into_iter().zip(lows).enumerate().map(|(index, (operands, low))| {
-        let weight = plain_as::<2>(dtype)(operands[0].as_ref().expect("invariant: every map has a weight"));
+        let weight = match (&operands[0], &maps[index].weight) {
+            (Some(weight), _) => Held::Dense(plain_as::<2>(dtype)(weight)),
+            (None, Weight::Blocks(blocks)) => Held::Blocks(blocks.clone()),
+            (None, Weight::Dense(_)) => unreachable!("invariant: a dense weight is an operand"),
+        };
         let bias = operands[1].as_ref().map(plain_as::<1>(dtype));
-        let y = output(&x_TI, &weight, bias, low.as_ref());
+        let y = output(&x_TI, weight.beside(&x_TI), bias, low.as_ref());
         let absent = || Operand::constant(primitive(x_TI.clone()));
         let x_parent = float_operand(fan.as_ref().unwrap_or(x)).expect("invariant: `x` is such an operand");
         let dtypes =
             operands.each_ref().map(|operand| operand.as_ref().map_or(DType::F32, |operand| operand.data().dtype));
         let [weight_parent, bias_parent, a_parent, b_parent] = operands.map(|operand| operand.unwrap_or_else(absent));
-        let x = (weight_parent.tracked() || a_parent.tracked()).then(|| x_TI.clone());
+        let x = (weight_parent.tracked() || a_parent.tracked()).then(|| kept.clone());
         let parents = [x_parent, weight_parent, bias_parent, a_parent, b_parent];
         let pending = pending.clone();
         record(Step, parents, y, || Saved { x, weight, dtypes, low, index, pending })
@@ -83,8 +96,8 @@ fn buffer<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
 }
 
 /// `x·Wᵀ + b + s·low·Bᵀ`.
-fn output(x_TI: &Tensor<2>, weight_OI: &Tensor<2>, bias: Option<Tensor<1>>, low: Option<&Low>) -> CubeTensor {
-    let base = product(x_TI.clone(), weight_OI.clone().transpose());
+fn output(x_TI: &Tensor<2>, weight_OI: Tensor<2>, bias: Option<Tensor<1>>, low: Option<&Low>) -> CubeTensor {
+    let base = product(x_TI.clone(), weight_OI.transpose());
     if bias.is_none() && low.is_none() {
         return primitive(base);
     }
@@ -192,9 +205,9 @@ struct Step;
 #[derive(Clone, Debug)]
 struct Saved {
     /// Only when the weight or `A` is trained.
-    x: Option<Tensor<2>>,
+    x: Option<Kept<2>>,
     /// In the type of `x`.
-    weight: Tensor<2>,
+    weight: Held<2>,
     /// Types of weight, bias, A and B: those of their gradients.
     dtypes: [DType; 4],
     low: Option<Low>,
@@ -206,7 +219,7 @@ struct Saved {
 
 impl Saved {
     fn x(&self) -> Tensor<2> {
-        self.x.clone().expect("invariant: x is kept for a tracked weight or A")
+        self.x.as_ref().expect("invariant: x is kept for a tracked weight or A").get()
     }
 }
 
@@ -245,7 +258,8 @@ impl Backward<Cube, 5> for Step {
         }
         if x_node.is_some() {
             let through = saved.low.zip(dlow);
-            saved.pending.push(Part { index: saved.index, base: product(dy_TO, saved.weight), through });
+            let weight_OI = saved.weight.beside(&dy_TO);
+            saved.pending.push(Part { index: saved.index, base: product(dy_TO, weight_OI), through });
         }
     }
 }

@@ -12,9 +12,9 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
 use super::backward::Low;
-use super::flex::matrix;
+use super::flex::{matrix, weight_matrix};
 use crate::cpu::element::Element;
-use crate::cpu::operand::{Operand, record};
+use crate::cpu::operand::{Held, Operand, record};
 use crate::cpu::product::{Left, Matrix, Number, Term, Threads, new_product, new_sum_of_products, product};
 use crate::cpu::rows::for_blocks;
 use crate::cpu::vector;
@@ -29,7 +29,7 @@ pub(super) struct Part {
     /// Place among the maps: parts are summed in this order, whoever comes first.
     pub(super) index: usize,
     pub(super) upstream: Upstream,
-    pub(super) weight: FlexTensor,
+    pub(super) weight: Held<2>,
     /// The adapter and `dl = s·dy·B`, `[T, r]`.
     pub(super) through: Option<(Low, Vec<f32>)>,
 }
@@ -104,7 +104,7 @@ fn terms<E: Number>(parts: &[Part]) -> Option<Vec<E>> {
     let mut terms = Vec::with_capacity(2 * parts.len());
     for (part, dlow) in parts.iter().zip(&packed) {
         if let Upstream::Packed(left) = &part.upstream {
-            terms.push(Term { left, right: matrix(&part.weight).beside::<E>() });
+            terms.push(Term { left, right: weight_matrix(&part.weight).beside::<E>() });
         }
         if let (Some(left), Some((low, _))) = (dlow, &part.through) {
             terms.push(Term { left, right: matrix(&low.a) });
@@ -120,7 +120,7 @@ fn step_by_step<E: Number>(parts: &[Part], [tokens, inputs]: [usize; 2]) -> Vec<
         match upstream {
             Upstream::Packed(left) => {
                 let here: Vec<f32> = new_sum_of_products(
-                    &[Term { left, right: matrix(weight).beside::<E>() }],
+                    &[Term { left, right: weight_matrix(weight).beside::<E>() }],
                     None,
                     1.0,
                     Threads::Pool,
@@ -129,7 +129,9 @@ fn step_by_step<E: Number>(parts: &[Part], [tokens, inputs]: [usize; 2]) -> Vec<
                     vector::accumulate_scaled(block, &here[first..first + block.len()], 1.0);
                 });
             }
-            Upstream::Rows(dy) => product(&mut dx, matrix(dy), matrix(weight).beside::<E>(), 1.0, true, Threads::Pool),
+            Upstream::Rows(dy) => {
+                product(&mut dx, matrix(dy), weight_matrix(weight).beside::<E>(), 1.0, true, Threads::Pool)
+            }
         }
         let Some((low, dlow)) = through else { continue };
         let (a, dlow) = (matrix(&low.a), Matrix::dense(dlow, tokens, matrix(&low.a).rows()));

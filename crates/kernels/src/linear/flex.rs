@@ -9,16 +9,22 @@ use burn_flex::FlexTensor;
 use super::backward::{Low, Saved, Step};
 use super::fan_out::{Pending, fan_out};
 use super::{Adapter, Projection};
+use crate::Input;
 use crate::cpu::element::{Element, by_element};
-use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::kept::Kept;
+use crate::cpu::operand::{Held, Operand, contiguous, record};
 use crate::cpu::product::{
     Elements, Left, Matrix, Number, Precision, Term, Threads, few_rows, finished_product, new_sum_of_products, product,
 };
 use crate::cpu::rows::dropped;
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or a matrix with a reversed axis.
-pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
-    let operands: Vec<[Operand; 5]> = maps.iter().map(|map| operands(x, map)).collect::<Option<_>>()?;
+pub(super) fn projections<const N: usize>(input: &Input<2>, maps: &[Projection; N]) -> Option<[Tensor<2>; N]> {
+    let x = input.tensor();
+    let weights: Vec<(Held<2>, Operand)> = maps.iter().map(|map| Held::of(&map.weight)).collect::<Option<_>>()?;
+    let (weights, trained): (Vec<_>, Vec<_>) = weights.into_iter().unzip();
+    let operands: Vec<[Operand; 5]> =
+        maps.iter().zip(trained).map(|(map, weight)| operands(x, weight, map)).collect::<Option<_>>()?;
     let matrices = [0, 1, 3, 4];
     let fit = |of_map: &[Operand; 5]| {
         matrices.iter().all(|&at| of_map[at].is_absent() || Matrix::of(of_map[at].data()).is_some())
@@ -26,25 +32,32 @@ pub(super) fn projections<const N: usize>(x: &Tensor<2>, maps: &[Projection; N])
     if !operands.iter().all(fit) {
         return None;
     }
-    let input = Operand::of_float(x)?;
-    let outputs = by_element!(x.dtype(), E => forward::<E>(input, operands, maps));
+    let operand = Operand::of_float(x)?;
+    let kept = Kept::of(input, operand.data().clone());
+    let outputs = by_element!(x.dtype(), E => forward::<E>(operand, &kept, operands, weights, maps));
     Some(outputs.try_into().expect("invariant: one output a map"))
 }
 
 /// x, weight, bias, A, B.
-fn operands(x: &Tensor<2>, map: &Projection) -> Option<[Operand; 5]> {
+fn operands(x: &Tensor<2>, weight: Operand, map: &Projection) -> Option<[Operand; 5]> {
     let absent = || Some(Operand::absent());
     let adapter = map.adapter.as_ref();
     Some([
         Operand::of_float(x)?,
-        Operand::of_float(&map.weight)?,
+        weight,
         map.bias.as_ref().map_or_else(absent, Operand::of_float)?,
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.a))?,
         adapter.map_or_else(absent, |adapter| Operand::of_float(&adapter.b))?,
     ])
 }
 
-fn forward<E: Element + Number>(input: Operand, operands: Vec<[Operand; 5]>, maps: &[Projection]) -> Vec<Tensor<2>> {
+fn forward<E: Element + Number>(
+    input: Operand,
+    kept: &Kept,
+    operands: Vec<[Operand; 5]>,
+    weights: Vec<Held<2>>,
+    maps: &[Projection],
+) -> Vec<Tensor<2>> {
     let x = input.data().clone();
     let x_TI = matrix(&x);
     let precision = Precision::of(&[x_TI]);
@@ -53,18 +66,19 @@ fn forward<E: Element + Number>(input: Operand, operands: Vec<[Operand; 5]>, map
     let lows = lows(&x, left.as_ref(), &operands, maps);
     let pending = Pending::default();
     let fan = input.tracked().then(|| fan_out::<E>(input, &pending));
-    let outputs = operands.into_iter().zip(lows).enumerate().map(|(index, (mut parents, low))| {
+    let maps = operands.into_iter().zip(weights).zip(lows).enumerate();
+    let outputs = maps.map(|(index, ((mut parents, weight), low))| {
         if let Some(fan) = &fan {
             parents[0] = Operand::of_float(fan).expect("invariant: made of such an operand");
         }
-        let (weight, bias) = (parents[1].data().clone(), contiguous(parents[2].data().clone()));
+        let bias = contiguous(parents[2].data().clone());
         let bias_dtype = bias.dtype();
         let bias =
             (!parents[2].is_absent()).then(|| Elements::of(&bias).expect("invariant: checked with the operands"));
         let y: Vec<E> = output(x_TI, left.as_ref(), &weight, bias, low.as_ref());
-        let y = E::tensor(y, [x_TI.rows(), matrix(&weight).rows()]);
+        let y = E::tensor(y, [x_TI.rows(), weight.dims()[0]]);
         // Only the gradients of the weight and of A read it.
-        let x = (parents[1].tracked() || parents[3].tracked()).then(|| x.clone());
+        let x = (parents[1].tracked() || parents[3].tracked()).then(|| kept.clone());
         let pending = pending.clone();
         record(Step::<E>::default(), parents, y, || Saved { x, weight, bias: bias_dtype, low, index, pending })
     });
@@ -76,15 +90,20 @@ pub(super) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
     Matrix::of(tensor).expect("invariant: checked before anything was computed")
 }
 
+/// A view of a weight.
+pub(super) fn weight_matrix(weight: &Held<2>) -> Matrix<'_> {
+    Matrix::of_held(weight).expect("invariant: checked before anything was computed")
+}
+
 /// `x·Wᵀ + b + s·low·Bᵀ`, rounded once.
 fn output<E: Element + Number>(
     x: Matrix,
     left: Option<&Left>,
-    weight: &FlexTensor,
+    weight: &Held<2>,
     bias: Option<Elements>,
     low: Option<&Low>,
 ) -> Vec<E> {
-    let weight_IO = matrix(weight).beside::<E>().transposed();
+    let weight_IO = weight_matrix(weight).beside::<E>().transposed();
     let Some(left) = left else {
         return finished_product(x, weight_IO, bias, |y| {
             if let Some(low) = low {

@@ -15,7 +15,7 @@ pub(crate) mod reference;
 
 use burn::Tensor;
 
-use crate::Dropout;
+use crate::{Dropout, Input, Weight};
 
 /// A low-rank adapter of a linear map, or with three axes of one map a group.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub struct Adapter<const D: usize = 2> {
 #[derive(Clone, Debug)]
 pub struct Projection {
     /// `[out, in]`, as in checkpoints.
-    pub weight: Tensor<2>,
+    pub weight: Weight<2>,
     /// `[out]`.
     pub bias: Option<Tensor<1>>,
     /// `None` for the base alone.
@@ -47,11 +47,12 @@ pub struct Projection {
 /// Weights, biases and adapters may have another dtype: they are multiplied in that of `x`, and their gradients come back in
 /// their own.
 ///
-/// Kept for backward: `x`, `drop(x)·Aᵀ` in f32, and handles of the weights; for a frozen `weight` without an adapter, not
-/// even `x`. Frozen tensors get no gradient and cost no product.
-#[expect(clippy::needless_pass_by_value, reason = "a tensor is given to an operation, as everywhere")]
-pub fn projections<const N: usize>(x: Tensor<2>, maps: [Projection; N]) -> [Tensor<2>; N] {
-    let [tokens, inputs] = x.dims();
+/// Kept for backward: `x` unless it is formed again, `drop(x)·Aᵀ` in f32, and handles of the weights; for a frozen `weight`
+/// without an adapter, not even `x`. Frozen tensors get no gradient and cost no product; of a weight in blocks nothing dense
+/// is kept.
+pub fn projections<const N: usize>(x: impl Into<Input<2>>, maps: [Projection; N]) -> [Tensor<2>; N] {
+    let x = x.into();
+    let [tokens, inputs] = x.tensor().dims();
     for Projection { weight, bias, adapter } in &maps {
         let [outputs, weight_inputs] = weight.dims();
         assert_eq!(inputs, weight_inputs, "linear: x is [{tokens}, {inputs}], weight [{outputs}, {weight_inputs}]");
@@ -74,12 +75,18 @@ pub fn projections<const N: usize>(x: Tensor<2>, maps: [Projection; N]) -> [Tens
     if let Some(outputs) = cube::projections(&x, &maps) {
         return outputs;
     }
+    let x = x.into_tensor();
     maps.map(|map| reference::linear(x.clone(), map.weight, map.bias, map.adapter))
 }
 
 /// One map; see [`projections`].
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<Adapter>) -> Tensor<2> {
-    let [y] = projections(x, [Projection { weight, bias, adapter }]);
+pub fn linear(
+    x: impl Into<Input<2>>,
+    weight: impl Into<Weight<2>>,
+    bias: Option<Tensor<1>>,
+    adapter: Option<Adapter>,
+) -> Tensor<2> {
+    let [y] = projections(x, [Projection { weight: weight.into(), bias, adapter }]);
     y
 }
 

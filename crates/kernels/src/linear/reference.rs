@@ -3,11 +3,21 @@
 use burn::Tensor;
 
 use super::Adapter;
+use crate::Weight;
+use crate::blocks::times_transposed;
 
 /// [`crate::linear`] in plain tensor operations.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<Adapter>) -> Tensor<2> {
+pub fn linear(
+    x: Tensor<2>,
+    weight: impl Into<Weight<2>>,
+    bias: Option<Tensor<1>>,
+    adapter: Option<Adapter>,
+) -> Tensor<2> {
     let dtype = x.dtype();
-    let mut y = x.clone().matmul(weight.cast(dtype).transpose());
+    let mut y = match weight.into() {
+        Weight::Dense(weight) => x.clone().matmul(weight.cast(dtype).transpose()),
+        Weight::Blocks(blocks) => times_transposed(&x, &blocks),
+    };
     if let Some(bias) = bias {
         y = y + bias.cast(dtype).unsqueeze();
     }

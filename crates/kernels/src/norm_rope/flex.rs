@@ -9,8 +9,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
+use crate::Input;
 use crate::cpu::element::{Element, by_element, narrowed};
-use crate::cpu::operand::{Operand, contiguous, record, slice};
+use crate::cpu::operand::{Operand, contiguous, record_formed, slice};
 use crate::cpu::rows::{filled, filled_two, sum_blocks};
 use crate::cpu::vector::{self, Angles};
 use crate::rms_norm::flex::factors;
@@ -22,14 +23,16 @@ pub(super) fn norm_rope(
     angles: [&Tensor<2>; 2],
     eps: f64,
     zero_centred: bool,
-) -> Option<Tensor<3>> {
+) -> Option<Input<3>> {
     let parents = [Operand::of_float(x)?, Operand::of_float(weight)?];
     let [cos, sin] = angles.map(|angle| Some(Operand::of(angle)?.contiguous()));
     let [x_data, weight] = parents.each_ref().map(Operand::contiguous);
     let norm = NormRope { x: x_data, rstd: Vec::new(), weight, zero_centred, cos: cos?, sin: sin? };
     Some(by_element!(x.dtype(), E => {
         let (y, rstd) = norm.forward::<E>(eps);
-        record(Step::<E>(PhantomData), parents, E::tensor(y, x.dims()), || NormRope { rstd, ..norm })
+        let (source, shape) = (norm.clone(), x.dims());
+        let again = move || E::tensor(source.forward::<E>(eps).0, shape);
+        record_formed(Step::<E>(PhantomData), parents, E::tensor(y, shape), || NormRope { rstd, ..norm }, again)
     }))
 }
 

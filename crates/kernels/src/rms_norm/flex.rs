@@ -9,8 +9,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
+use crate::Input;
 use crate::cpu::element::{Element, by_element, narrowed, rows_of_piece, wide};
-use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::operand::{Operand, contiguous, record_formed};
 use crate::cpu::rows::{filled, filled_two, sum_blocks};
 use crate::cpu::vector;
 
@@ -20,7 +21,7 @@ pub(super) fn rms_norm<const D: usize>(
     weight: &Tensor<1>,
     eps: f64,
     zero_centred: bool,
-) -> Option<Tensor<D>> {
+) -> Option<Input<D>> {
     let parents = [Operand::of_float(x)?, Operand::of_float(weight)?];
     Some(by_element!(x.dtype(), E => forward::<E, D>(parents, x.dims(), eps, zero_centred)))
 }
@@ -30,12 +31,23 @@ fn forward<E: Element, const D: usize>(
     shape: [usize; D],
     eps: f64,
     zero_centred: bool,
-) -> Tensor<D> {
+) -> Input<D> {
     let [x, weight] = parents.each_ref().map(Operand::contiguous);
-    let factors = factors(&weight, zero_centred);
-    let (values, size) = (E::slice(&x), factors.len());
+    let (y, rstd) = normed::<E>(&x, &factors(&weight, zero_centred), eps);
+    let sources = (x.clone(), weight.clone());
+    let again = move || {
+        let (x, weight) = &sources;
+        E::tensor(normed::<E>(x, &factors(weight, zero_centred), eps).0, shape)
+    };
+    let saved = || Saved { x, rstd, weight, zero_centred };
+    record_formed(Step::<E>(PhantomData), parents, E::tensor(y, shape), saved, again)
+}
+
+/// The result, and what each row was multiplied by.
+fn normed<E: Element>(x: &FlexTensor, factors: &[f32], eps: f64) -> (Vec<E>, Vec<f32>) {
+    let (values, size) = (E::slice(x), factors.len());
     let rows = values.len().checked_div(size).unwrap_or(0);
-    let (y, rstd) = filled_two(rows, [size, 1], |first, block: &mut [E], rstd: &mut [f32]| {
+    filled_two(rows, [size, 1], |first, block: &mut [E], rstd: &mut [f32]| {
         let [mut wide_x, mut wide_y] = [const { Vec::new() }; 2];
         let step = rows_of_piece(size);
         let pieces = block.chunks_mut(step * size).zip(rstd.chunks_mut(step)).zip((first..).step_by(step));
@@ -44,12 +56,11 @@ fn forward<E: Element, const D: usize>(
             E::write(y, &mut wide_y, |y| {
                 for ((y, x), rstd) in y.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(rstd) {
                     *rstd = inverse_rms(x, eps);
-                    vector::scaled_product(y, x, *rstd, &factors);
+                    vector::scaled_product(y, x, *rstd, factors);
                 }
             });
         }
-    });
-    record(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { x, rstd, weight, zero_centred })
+    })
 }
 
 /// `1/sqrt(mean(x²) + eps)`.

@@ -9,18 +9,21 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
+use crate::Input;
 use crate::cpu::element::{Element, by_element, rows_of_piece};
-use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::operand::{Operand, contiguous, record_formed};
 use crate::cpu::rows::{filled, filled_two};
 use crate::cpu::vector;
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex.
-pub(super) fn sigmoid_gate<const D: usize>(x: &Tensor<D>, gate: &Tensor<D>) -> Option<Tensor<D>> {
+pub(super) fn sigmoid_gate<const D: usize>(x: &Tensor<D>, gate: &Tensor<D>) -> Option<Input<D>> {
     let parents = [Operand::of_float(x)?, Operand::of_float(gate)?];
     Some(by_element!(x.dtype(), E => {
         let [x_data, gate] = parents.each_ref().map(Operand::contiguous);
         let gated = Gated { x: x_data, gate };
-        record(Step::<E>(PhantomData), parents, E::tensor(gated.forward::<E>(), x.dims()), || gated)
+        let (source, shape) = (gated.clone(), x.dims());
+        let again = move || E::tensor(source.forward::<E>(), shape);
+        record_formed(Step::<E>(PhantomData), parents, E::tensor(gated.forward::<E>(), shape), || gated, again)
     }))
 }
 

@@ -9,29 +9,36 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
+use crate::Input;
 use crate::cpu::element::{Element, PIECE, by_element, rows_of_piece};
-use crate::cpu::operand::{Operand, contiguous, record};
+use crate::cpu::operand::{Operand, contiguous, record_formed};
 use crate::cpu::rows::{filled, filled_two};
 use crate::cpu::vector;
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex.
-pub(super) fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
+pub(super) fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Input<2>> {
     let parents = [Operand::of_float(gate)?, Operand::of_float(up)?];
     Some(by_element!(gate.dtype(), E => forward::<E>(parents, gate.dims())))
 }
 
-fn forward<E: Element>(parents: [Operand; 2], shape: [usize; 2]) -> Tensor<2> {
+fn forward<E: Element>(parents: [Operand; 2], shape: [usize; 2]) -> Input<2> {
     let [gate, up] = parents.each_ref().map(Operand::contiguous);
-    let (gates, ups) = (E::slice(&gate), E::slice(&up));
-    let y = filled(gates.len(), 1, |first, block: &mut [E]| {
+    let y = activation::<E>(&gate, &up);
+    let sources = (gate.clone(), up.clone());
+    let again = move || E::tensor(activation::<E>(&sources.0, &sources.1), shape);
+    record_formed(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { gate, up }, again)
+}
+
+fn activation<E: Element>(gate: &FlexTensor, up: &FlexTensor) -> Vec<E> {
+    let (gates, ups) = (E::slice(gate), E::slice(up));
+    filled(gates.len(), 1, |first, block: &mut [E]| {
         let [mut wide_gate, mut wide_up, mut wide_y] = [const { Vec::new() }; 3];
         for (y, first) in block.chunks_mut(PIECE).zip((first..).step_by(PIECE)) {
             let gate = E::read(&gates[first..first + y.len()], &mut wide_gate);
             let up = E::read(&ups[first..first + y.len()], &mut wide_up);
             E::write(y, &mut wide_y, |y| vector::swiglu(y, gate, up));
         }
-    });
-    record(Step::<E>(PhantomData), parents, E::tensor(y, shape), || Saved { gate, up })
+    })
 }
 
 #[derive(Debug)]
@@ -75,15 +82,22 @@ fn gradients<E: Element>(gates: &[E], ups: &[E], dys: &[E]) -> (Vec<E>, Vec<E>) 
 }
 
 /// `None` when the operand is not an f32 or bf16 tensor on burn-flex.
-pub(super) fn swiglu_joined(both: &Tensor<2>) -> Option<Tensor<2>> {
+pub(super) fn swiglu_joined(both: &Tensor<2>) -> Option<Input<2>> {
     let parent = Operand::of_float(both)?;
     Some(by_element!(both.dtype(), E => forward_joined::<E>(parent, both.dims())))
 }
 
-fn forward_joined<E: Element>(parent: Operand, [rows, both_width]: [usize; 2]) -> Tensor<2> {
-    let (both, width) = (parent.contiguous(), both_width / 2);
-    let values = E::slice(&both);
-    let y = filled(rows * width, width, |first, block: &mut [E]| {
+fn forward_joined<E: Element>(parent: Operand, [rows, both_width]: [usize; 2]) -> Input<2> {
+    let both = parent.contiguous();
+    let form = move |both: &FlexTensor| E::tensor(joined_activation::<E>(both, both_width), [rows, both_width / 2]);
+    let (y, source) = (form(&both), both.clone());
+    record_formed(StepJoined::<E>(PhantomData), [parent], y, || both, move || form(&source))
+}
+
+fn joined_activation<E: Element>(both: &FlexTensor, both_width: usize) -> Vec<E> {
+    let (values, width) = (E::slice(both), both_width / 2);
+    let rows = values.len().checked_div(both_width).unwrap_or(0);
+    filled(rows * width, width, |first, block: &mut [E]| {
         let [mut wide_both, mut wide_y] = [const { Vec::new() }; 2];
         let step = rows_of_piece(both_width);
         for (y, row) in block.chunks_mut(step * width).zip((first..).step_by(step)) {
@@ -94,8 +108,7 @@ fn forward_joined<E: Element>(parent: Operand, [rows, both_width]: [usize; 2]) -
                 }
             });
         }
-    });
-    record(StepJoined::<E>(PhantomData), [parent], E::tensor(y, [rows, width]), || both)
+    })
 }
 
 #[derive(Debug)]

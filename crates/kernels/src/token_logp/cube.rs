@@ -15,6 +15,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::{HeadLoss, chunk_tokens, trained_rows};
+use crate::Weight;
 use crate::gpu::float::{largest, sum};
 use crate::gpu::group::{Group, row, row_max, row_sum};
 use crate::gpu::places::words;
@@ -24,8 +25,9 @@ use crate::gpu::{Cube, Operand};
 use crate::tape::record;
 
 /// `None` when a tensor is not one of a GPU.
-pub(super) fn token_logp(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Option<Tensor<1>> {
-    let parents = [float_operand(h)?, float_operand(head)?];
+pub(super) fn token_logp(h: &Tensor<2>, head: &Weight<2>, targets: &[i32]) -> Option<Tensor<1>> {
+    let input = float_operand(h)?;
+    let parents = [input, float_operand(&head.clone().beside(&h.device(), h.dtype()))?];
     let [h, head] = parents.each_ref().map(|parent| Tensor::<2>::from_primitive::<Cube>(parent.data()));
     let pass = Pass { head: head.cast(h.dtype()), h, head_dtype: parents[1].data().dtype, targets: targets.to_vec() };
     let logp = pass.run(None, false).logp;
@@ -35,12 +37,13 @@ pub(super) fn token_logp(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Op
 /// As [`token_logp`]; `wants_head` says whether the head's gradient is formed.
 pub(super) fn head_loss(
     h: &Tensor<2>,
-    head: &Tensor<2>,
+    head: &Weight<2>,
     targets: &[i32],
     weights: &[f32],
     wants_head: bool,
 ) -> Option<HeadLoss> {
-    let [h, head] = [float_operand(h)?, float_operand(head)?];
+    let input = float_operand(h)?;
+    let [h, head] = [input, float_operand(&head.clone().beside(&h.device(), h.dtype()))?];
     let (head_dtype, h) = (head.data().dtype, Tensor::<2>::from_primitive::<Cube>(h.data()));
     let head = Tensor::<2>::from_primitive::<Cube>(head.data()).cast(h.dtype());
     let weights = TensorData::new(weights.to_vec(), [weights.len()]);

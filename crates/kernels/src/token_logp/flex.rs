@@ -10,21 +10,23 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{HeadLoss, chunk_tokens, trained_rows};
+use super::{HeadLoss, chunk_tokens, online, trained_rows};
+use crate::Weight;
 use crate::cpu::element::{Element, by_element, narrowed};
-use crate::cpu::operand::{Operand, contiguous, from_vec, record, slice};
+use crate::cpu::operand::{Held, Operand, contiguous, from_vec, record, slice};
 use crate::cpu::product::{Matrix, Number, Threads, product};
 use crate::cpu::vector;
 
 /// `None` when an operand is not an f32 or bf16 tensor on burn-flex, or the head a matrix with a reversed axis.
-pub(super) fn token_logp(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Option<Tensor<1>> {
-    let parents = [Operand::of_float(h)?, Operand::of_float(head)?];
-    Matrix::of(parents[1].data())?;
-    Some(by_element!(h.dtype(), E => forward::<E>(parents, targets)))
+pub(super) fn token_logp(h: &Tensor<2>, head: &Weight<2>, targets: &[i32]) -> Option<Tensor<1>> {
+    let (head, trained) = Held::of(head)?;
+    Matrix::of_held(&head)?;
+    let parents = [Operand::of_float(h)?, trained];
+    Some(by_element!(h.dtype(), E => forward::<E>(parents, head, targets)))
 }
 
-fn forward<E: Element + Number>(parents: [Operand; 2], targets: &[i32]) -> Tensor<1> {
-    let pass = Pass::<E>::new(parents[0].contiguous(), parents[1].data().clone(), targets);
+fn forward<E: Element + Number>(parents: [Operand; 2], head: Held<2>, targets: &[i32]) -> Tensor<1> {
+    let pass = Pass::<E>::new(parents[0].contiguous(), head, targets);
     let mut logp = vec![0.0; targets.len()];
     let mut lse = Vec::with_capacity(pass.rows.len());
     pass.for_chunks(|chunk| {
@@ -48,22 +50,37 @@ fn forward<E: Element + Number>(parents: [Operand; 2], targets: &[i32]) -> Tenso
 /// As [`token_logp`]; `wants_head` says whether the head's gradient is formed.
 pub(super) fn head_loss(
     h: &Tensor<2>,
-    head: &Tensor<2>,
+    head: &Weight<2>,
     targets: &[i32],
     weights: &[f32],
     wants_head: bool,
 ) -> Option<HeadLoss> {
-    let head = Operand::of_float(head)?.data().clone();
-    Matrix::of(&head)?;
+    let (head, _) = Held::of(head)?;
+    Matrix::of_held(&head)?;
     let h = Operand::of_float(h)?;
-    Some(by_element!(h.dtype(), E => loss::<E>(&Pass::new(h.contiguous(), head, targets), weights, wants_head)))
+    Some(by_element!(h.dtype(), E => {
+        let pass = Pass::<E>::new(h.contiguous(), head, targets);
+        let (logp, dh, dhead) = if wants_head {
+            loss(&pass, weights)
+        } else {
+            let (logp, dh) = online::loss(&pass, weights);
+            (logp, dh, None)
+        };
+        let tokens = [logp.len()];
+        HeadLoss {
+            logp: Tensor::from_primitive::<Flex>(from_vec(logp, tokens)),
+            dh: Tensor::from_primitive::<Flex>(dh),
+            dhead: dhead.map(Tensor::from_primitive::<Flex>),
+        }
+    }))
 }
 
-fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32], wants_head: bool) -> HeadLoss {
+/// With the head's gradient, for which a chunk's logits are all there.
+fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> (Vec<f32>, FlexTensor, Option<FlexTensor>) {
     let vocabulary = pass.vocabulary();
     let tokens = pass.h.layout().shape()[0];
     let mut logp = vec![0.0; tokens];
-    let mut sums = GradientSums::new(pass, true, wants_head);
+    let mut sums = GradientSums::new(pass, true, true);
     pass.for_chunks(|chunk| {
         let rows = chunk.rows.par_iter().zip(chunk.targets).zip(chunk.logits.par_chunks_exact_mut(vocabulary));
         let of_rows: Vec<f32> = rows
@@ -81,20 +98,16 @@ fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32], wants_head: bool) 
         sums.add(pass, &chunk);
     });
     let (dh, dhead) = sums.into_tensors(pass);
-    HeadLoss {
-        logp: Tensor::from_primitive::<Flex>(from_vec(logp, [tokens])),
-        dh: Tensor::from_primitive::<Flex>(dh.expect("invariant: asked for")),
-        dhead: dhead.map(Tensor::from_primitive::<Flex>),
-    }
+    (logp, dh.expect("invariant: asked for"), dhead)
 }
 
 /// The tokens with a target, and the two matrices.
 #[derive(Clone, Debug)]
-struct Pass<E> {
-    h: FlexTensor,
-    head: FlexTensor,
-    rows: Vec<usize>,
-    targets: Vec<usize>,
+pub(super) struct Pass<E> {
+    pub(super) h: FlexTensor,
+    head: Held<2>,
+    pub(super) rows: Vec<usize>,
+    pub(super) targets: Vec<usize>,
     element: PhantomData<E>,
 }
 
@@ -117,21 +130,21 @@ impl<E> Chunk<'_, E> {
 }
 
 impl<E: Element + Number> Pass<E> {
-    fn new(h: FlexTensor, head: FlexTensor, targets: &[i32]) -> Self {
+    fn new(h: FlexTensor, head: Held<2>, targets: &[i32]) -> Self {
         let (rows, targets) = trained_rows(targets);
         Self { h, head, rows, targets, element: PhantomData }
     }
 
-    fn vocabulary(&self) -> usize {
-        self.head.layout().shape()[0]
+    pub(super) fn vocabulary(&self) -> usize {
+        self.head.dims()[0]
     }
 
-    fn size(&self) -> usize {
-        self.head.layout().shape()[1]
+    pub(super) fn size(&self) -> usize {
+        self.head.dims()[1]
     }
 
-    fn head_VD(&self) -> Matrix<'_> {
-        Matrix::of(&self.head).expect("invariant: checked before the pass was made").beside::<E>()
+    pub(super) fn head_VD(&self) -> Matrix<'_> {
+        Matrix::of_held(&self.head).expect("invariant: checked before the pass was made").beside::<E>()
     }
 
     /// Calls `f` with the logits of one chunk after another.
@@ -204,12 +217,16 @@ struct Saved<E> {
 impl<E: Element + Number> Backward<Flex, 2> for Step<E> {
     type State = Saved<E>;
 
-    /// `dlogits = g·(onehot - softmax)`, from logits formed again.
+    /// `dlogits = g·(onehot - softmax)`, from logits formed again; under a frozen head the loss `-Σ w·logp` has the gradient for `w = -g`.
     fn backward(self, ops: Ops<Saved<E>, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let upstream = contiguous(grads.consume::<Flex>(&ops.node));
         let (upstream, Saved { pass, lse }) = (slice(&upstream), &ops.state);
         let vocabulary = pass.vocabulary();
         let [h_node, head_node] = ops.parents;
+        if let (Some(node), None) = (&h_node, &head_node) {
+            let weights: Vec<f32> = upstream.iter().map(|upstream| -upstream).collect();
+            return grads.register::<Flex>(node.id, online::loss(pass, &weights).1);
+        }
         let mut sums = GradientSums::new(pass, h_node.is_some(), head_node.is_some());
         pass.for_chunks(|chunk| {
             let rows = chunk.rows.par_iter().zip(chunk.targets).zip(&lse[chunk.first..]);

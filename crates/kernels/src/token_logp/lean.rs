@@ -9,28 +9,34 @@ use burn::backend::{Autodiff, Backend, DispatchKindConversion, DispatchTensor};
 use burn::tensor::GradientCheckpointingStrategy;
 
 use super::{HeadLoss, reference};
+use crate::Weight;
 
 /// `None` unless a tensor is tracked and both live on `B`.
-pub(super) fn token_logp<B: Backend>(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) -> Option<Tensor<1>>
+pub(super) fn token_logp<B: Backend>(h: &Tensor<2>, head: &Weight<2>, targets: &[i32]) -> Option<Tensor<1>>
 where
     DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B, NoCheckpointing>>,
 {
-    let parents = [h, head];
+    // Blocks have no place on a tape; an empty tensor stands in for them.
+    let no_head = Tensor::zeros([0, 0], &h.device().without_autodiff());
+    let parents = match head {
+        Weight::Dense(head) => [h, head],
+        Weight::Blocks(_) => [h, &no_head],
+    };
     let foreign = |tensor: &&Tensor<2>| {
         tensor.gradient_checkpointing_strategy().is_some_and(|kind| kind != GradientCheckpointingStrategy::Disabled)
     };
     if parents.iter().any(foreign) || !parents.iter().any(|tensor| tensor.is_tracked()) {
         return None;
     }
-    let plain = parents.map(|tensor| tensor.clone().inner());
-    let [h, head] = plain.clone();
-    let logp = reference::token_logp(h, head, targets).try_into_primitive::<B>().ok()?;
+    let (plain_h, plain_head) = (h.clone().inner(), head.clone().inner());
+    let dense = plain_head.clone().beside(&plain_h.device(), plain_h.dtype());
+    let logp = reference::token_logp(plain_h.clone(), dense, targets).try_into_primitive::<B>().ok()?;
     let taped = |tensor: &Tensor<2>| {
         let taped = tensor.clone().autodiff().try_into_primitive::<Autodiff<B, NoCheckpointing>>().ok()?;
         Some(taped.node())
     };
     let guards = [taped(parents[0])?, taped(parents[1])?];
-    let [h, head] = plain;
+    let (h, head) = (plain_h, plain_head);
     let step = Step { _backend: std::marker::PhantomData::<fn() -> B> };
     let logp = match step.prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
         OpsKind::Tracked(prepared) => prepared.finish(Saved { h, head, targets: targets.to_vec() }, logp),
@@ -47,7 +53,7 @@ struct Step<B> {
 #[derive(Clone, Debug)]
 struct Saved {
     h: Tensor<2>,
-    head: Tensor<2>,
+    head: Weight<2>,
     targets: Vec<i32>,
 }
 
@@ -61,6 +67,7 @@ where
         let upstream = Tensor::<1>::from_primitive::<B>(grads.consume::<B>(&ops.node));
         let Saved { h, head, targets } = ops.state;
         let [h_node, head_node] = ops.parents;
+        let head = head.beside(&h.device(), h.dtype());
         // The loss -Σ w·logp has the wanted gradient for w = -upstream.
         let HeadLoss { dh, dhead, .. } = reference::weighted(h, head, &targets, upstream.neg(), head_node.is_some());
         for (node, gradient) in [(h_node, Some(dh)), (head_node, dhead)] {

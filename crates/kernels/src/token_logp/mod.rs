@@ -8,9 +8,13 @@ mod cube;
 mod flex;
 #[cfg(any(feature = "cpu", feature = "ndarray"))]
 mod lean;
+#[cfg(feature = "cpu")]
+mod online;
 pub(crate) mod reference;
 
 use burn::Tensor;
+
+use crate::Weight;
 
 /// Loss, log-probabilities and gradients of one pass over the head; see [`head_loss`].
 #[derive(Clone, Debug)]
@@ -28,7 +32,8 @@ pub struct HeadLoss {
 /// `h` is `[T, D]`, `head` `[V, D]`; the result is `[T]` in f32. Differentiable in `h`, and in `head` when it is tracked.
 ///
 /// Kept for backward: `h`, handles of `head`, and one number a token; the logits are formed again.
-pub fn token_logp(h: Tensor<2>, head: Tensor<2>, targets: &[i32]) -> Tensor<1> {
+pub fn token_logp(h: Tensor<2>, head: impl Into<Weight<2>>, targets: &[i32]) -> Tensor<1> {
+    let head = head.into();
     check(&h, &head, targets);
     #[cfg(feature = "cpu")]
     if let Some(logp) = flex::token_logp(&h, &head, targets) {
@@ -47,7 +52,8 @@ pub fn token_logp(h: Tensor<2>, head: Tensor<2>, targets: &[i32]) -> Tensor<1> {
     if let Some(logp) = lean::token_logp::<burn::backend::NdArray>(&h, &head, targets) {
         return logp;
     }
-    reference::token_logp(h, head, targets)
+    let (device, dtype) = (h.device(), h.dtype());
+    reference::token_logp(h, head.beside(&device, dtype), targets)
 }
 
 /// The loss `-Σ weights[t]·logp[t]` of tokens with a target: log-probabilities and gradients in one pass, no tape.
@@ -55,7 +61,8 @@ pub fn token_logp(h: Tensor<2>, head: Tensor<2>, targets: &[i32]) -> Tensor<1> {
 /// Shapes as in [`token_logp`], `weights` one a token. The gradient of the head is formed when `head` is tracked by
 /// autodiff; the results themselves are plain tensors. For any other scalar of the log-probabilities, pass
 /// `weights[t] = -∂/∂logp[t]`.
-pub fn head_loss(h: Tensor<2>, head: Tensor<2>, targets: &[i32], weights: &[f32]) -> HeadLoss {
+pub fn head_loss(h: Tensor<2>, head: impl Into<Weight<2>>, targets: &[i32], weights: &[f32]) -> HeadLoss {
+    let head = head.into();
     check(&h, &head, targets);
     assert_eq!(targets.len(), weights.len(), "head_loss: one weight a target");
     let wants_head = head.is_tracked();
@@ -68,10 +75,11 @@ pub fn head_loss(h: Tensor<2>, head: Tensor<2>, targets: &[i32], weights: &[f32]
     if let Some(loss) = cube::head_loss(&h, &head, targets, weights, wants_head) {
         return loss;
     }
+    let head = head.beside(&h.device(), h.dtype());
     reference::head_loss(h, head, targets, weights, wants_head)
 }
 
-fn check(h: &Tensor<2>, head: &Tensor<2>, targets: &[i32]) {
+fn check(h: &Tensor<2>, head: &Weight<2>, targets: &[i32]) {
     let ([tokens, size], [vocabulary, head_size]) = (h.dims(), head.dims());
     assert_eq!(size, head_size, "token_logp: h is [{tokens}, {size}], head [{vocabulary}, {head_size}]");
     assert_eq!(tokens, targets.len(), "token_logp: one target a token");

@@ -1,11 +1,13 @@
 //! The public head against full logits, its reference and finite differences.
 #![allow(clippy::unwrap_used)]
 
+use burn::tensor::DType;
 use burn::tensor::activation::log_softmax;
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_same_bits, backward, double, finite_differences, leaf, on_cpu, on_threads, values,
+    Random, assert_close, assert_same_bits, backward, distance, double, finite_differences, leaf, on_cpu, on_threads,
+    values, wide,
 };
 
 /// Targets with holes: about a third of the tokens carries no loss.
@@ -117,6 +119,45 @@ fn one_pass_loss_is_the_gradient_of_the_log_probabilities() {
     }
 }
 
+/// Vocabularies of several blocks of a frozen head, with targets in each, in both types; in bf16 against f32 on the same numbers.
+#[test]
+fn blocks_of_a_frozen_head_agree_with_whole_logits() {
+    let mut random = Random::new(8);
+    for [tokens, size, vocabulary] in [[5, 3, 4097], [40, 16, 9000], [530, 8, 8192]] {
+        for dtype in [DType::F32, DType::BF16] {
+            let (h, head) = (random.narrow([tokens, size], false), random.narrow([vocabulary, size], false));
+            let targets = draw_targets(&mut random, tokens, vocabulary);
+            let weights: Vec<f32> = (0..tokens).map(|_| random.unit()).collect();
+            let (wide_h, wide_head) = (wide(&h) * 3.0, wide(&head));
+            let loss = head_loss(wide_h.clone().cast(dtype), head.cast(dtype), &targets, &weights);
+            let exact = reference::head_loss(wide_h, wide_head, &targets, &weights, false);
+            if dtype == DType::F32 {
+                assert_close(&loss.logp, &exact.logp, "logp");
+                assert_close(&loss.dh, &exact.dh, "dh");
+            } else {
+                assert!(distance(&loss.logp, &exact.logp) < 1e-2, "hidden states are rounded once more, times 3");
+                assert!(distance(&loss.dh, &exact.dh) < 2e-2);
+            }
+        }
+    }
+}
+
+/// Where a target is nearly certain, its gradient is what is left of two large parts: in bf16 it keeps its digits.
+#[test]
+fn a_certain_target_keeps_its_gradient_in_bf16() {
+    let mut random = Random::new(9);
+    let head = random.narrow([5000, 16], false);
+    let target = 4321;
+    // Far along the target's own row, which no other one is near.
+    let h = head.clone().narrow(0, target, 1) * 4.0;
+    let loss = head_loss(h.clone(), head.clone(), &[target as i32], &[1.0]);
+    let exact = reference::head_loss(wide(&h), wide(&head), &[target as i32], &[1.0], false);
+    let p = values(&exact.logp)[0].exp();
+    assert!(p > 0.9 && p < 0.9999, "the case that is meant: {p}");
+    let distance = distance(&loss.dh, &exact.dh);
+    assert!(distance < 2.0 / 256.0, "{distance}");
+}
+
 #[test]
 fn nothing_to_predict_gives_zeros() {
     for mut random in Random::everywhere(5) {
@@ -152,12 +193,13 @@ fn the_form_for_other_backends_agrees_too() {
         let upstream = random.tensor([tokens]);
         let (lean_h, lean_head) = (leaf(&h), leaf(&head));
         let (fast_h, fast_head) = (leaf(&h), leaf(&head));
-        let lean = lean::token_logp::<burn::backend::Flex>(&lean_h, &lean_head, &targets).unwrap();
+        let lean = lean::token_logp::<burn::backend::Flex>(&lean_h, &(&lean_head).into(), &targets).unwrap();
         let fast = token_logp(fast_h.clone(), fast_head.clone(), &targets);
         assert_close(&lean, &fast, "logp");
         let (lean, fast) = (backward(&lean, &upstream), backward(&fast, &upstream));
         assert_close(&lean_h.grad(&lean).unwrap(), &fast_h.grad(&fast).unwrap(), "dh");
         assert_close(&lean_head.grad(&lean).unwrap(), &fast_head.grad(&fast).unwrap(), "dhead");
     }
-    assert!(lean::token_logp::<burn::backend::Flex>(&random.tensor([2, 2]), &random.tensor([3, 2]), &[0, 1]).is_none());
+    let head = random.tensor([3, 2]).into();
+    assert!(lean::token_logp::<burn::backend::Flex>(&random.tensor([2, 2]), &head, &[0, 1]).is_none());
 }

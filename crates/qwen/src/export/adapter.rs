@@ -7,11 +7,11 @@ use std::{
 };
 
 use qwen_tune_weights::{
-    Dtype,
-    peft::{Adapter, AdapterConfig, LoraPair, TargetModules},
+    Dtype, TensorInfo,
+    peft::{Adapter, AdapterConfig, FullTensor, LoraPair, TargetModules},
 };
 
-use super::ExportError;
+use super::{ExportError, modules_to_save, saved_names, whole_tensors};
 use crate::{KeyLayout, Matrices, ModelDir, Part, Role, TensorSpec, targets::nearest};
 
 /// The configuration of an adapter on these modules of the inventory, with module paths in this layout. `base` is what
@@ -107,6 +107,25 @@ pub fn fit_adapter(model: &ModelDir, layout: KeyLayout, adapter: &Adapter) -> Re
             }
             Err(fault) => faults.push(fault),
         }
+    }
+    match whole_tensors(model, adapter) {
+        Ok(tensors) => {
+            fitted.config.modules_to_save = match tensors.is_empty() {
+                true => adapter.config.modules_to_save.clone(),
+                false => Some(modules_to_save(model, layout, tensors.iter().map(|(tensor, _)| *tensor))),
+            };
+            let renamed = |(tensor, other): &(&TensorSpec, &FullTensor)| -> Vec<FullTensor> {
+                let names = saved_names(model, layout, tensor).into_iter();
+                names
+                    .map(|name| FullTensor {
+                        info: TensorInfo { name, ..other.info.clone() },
+                        bytes: other.bytes.clone(),
+                    })
+                    .collect()
+            };
+            fitted.others = tensors.iter().flat_map(renamed).collect();
+        }
+        Err(more) => faults.extend(more),
     }
     if !faults.is_empty() {
         return Err(faults);

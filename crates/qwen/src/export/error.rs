@@ -86,6 +86,19 @@ pub enum ExportError {
         base: Vec<usize>,
     },
 
+    /// A head and an embedding that are one tensor in the base and two in the adapter.
+    #[error(
+        "the base's head is its embedding (tied), but the adapter {}; merge it with PEFT into a base that is not tied",
+        match alone {
+            Some(module) => format!("trains `{module}` alone"),
+            None => "trains them apart".to_owned(),
+        }
+    )]
+    Untied {
+        /// The one that was trained, or both with different values.
+        alone: Option<&'static str>,
+    },
+
     /// Two changes of one tensor.
     #[error("tensor `{tensor}` would be changed twice")]
     ChangedTwice {

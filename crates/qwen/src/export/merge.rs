@@ -16,11 +16,11 @@ use qwen_tune_weights::{
     MemorySource, ShardedWriter, TensorInfo, TensorSink, TensorSource, WeightError, Written,
     atomic::AtomicDir,
     encoding,
-    peft::{Adapter, LoraPair},
+    peft::{Adapter, FullTensor, LoraPair},
 };
 use rayon::prelude::*;
 
-use super::ExportError;
+use super::{ExportError, whole_tensors};
 use crate::{ModelDir, TensorSpec, targets::nearest};
 
 /// Bytes of a tensor that are in memory at a time; whole rows, at least one. Tests merge in many blocks.
@@ -79,11 +79,17 @@ pub(super) fn fitted<T>(
     change: Change<'_>,
     then: impl FnOnce(&HashMap<String, Update<'_>>) -> Result<T, ExportError>,
 ) -> Result<T, Vec<ExportError>> {
+    let mut updates = Updates::new(model);
     let extra = match change {
-        Change::Adapter(adapter) => whole_tensors(adapter).map_err(|error| vec![error.into()])?,
+        Change::Adapter(adapter) => match whole_tensors(model, adapter) {
+            Ok(tensors) => held(&tensors).map_err(|error| vec![error.into()])?,
+            Err(faults) => {
+                updates.faults.extend(faults);
+                MemorySource::default()
+            }
+        },
         Change::Full(_) => MemorySource::default(),
     };
-    let mut updates = Updates::new(model);
     match change {
         Change::Adapter(adapter) => {
             adapter.pairs.iter().for_each(|pair| updates.add_pair(pair));
@@ -94,8 +100,11 @@ pub(super) fn fitted<T>(
     then(&updates.finish()?).map_err(|error| vec![error])
 }
 
-fn whole_tensors(adapter: &Adapter) -> Result<MemorySource, WeightError> {
-    MemorySource::new(adapter.others.iter().map(|other| (other.info.clone(), other.bytes.clone())).collect())
+fn held(tensors: &[(&TensorSpec, &FullTensor)]) -> Result<MemorySource, WeightError> {
+    let named = |(tensor, other): &(&TensorSpec, &FullTensor)| {
+        (TensorInfo { name: tensor.name.clone(), ..other.info.clone() }, other.bytes.clone())
+    };
+    MemorySource::new(tensors.iter().map(named).collect())
 }
 
 fn write(model: &ModelDir, updates: &HashMap<String, Update<'_>>, directory: &Path) -> Result<Merged, ExportError> {

@@ -34,7 +34,7 @@ pub use about::About;
 pub use adapter::write_adapter;
 pub use arch::{ARCHITECTURES, Architecture, warnings};
 pub use error::GgufError;
-pub use read::GgufModel;
+pub use read::{GgufBlocks, GgufModel};
 pub use types::Quant;
 pub use write::{Report, WriteOptions, WrittenGguf, examine, file_name, write};
 

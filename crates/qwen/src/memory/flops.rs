@@ -48,10 +48,8 @@ pub fn flops(input: &FlopInput<'_>) -> Flops {
     let products = product_parameters(input.spec, input.inventory) as f64;
     let head = head_parameters(input.spec) as f64;
     let adapters = input.learned.adapter_products(input.spec, input.inventory) as f64;
-    let trained_base = match input.learned {
-        Learned::Adapters { .. } => 0.0,
-        Learned::Base(names) => trained_products(input, names) as f64,
-    };
+    let (Learned::Adapters { whole: names, .. } | Learned::Base(names)) = input.learned;
+    let trained_base = trained_products(input, names) as f64;
     let attention: f64 = input.spec.layers.iter().map(|layer| mixing_flops(layer, input.context)).sum();
     let layers = input.spec.layers.len().max(1) as f64;
     let again = (layers - input.kept.layers as f64).max(0.0) / layers;

@@ -72,38 +72,27 @@ impl Learns<'_> {
 }
 
 /// Numbers that a layer keeps for each token when its activations are kept: its input and the residual between its parts
-/// with the norms' factors, what its two parts keep, and the adapters' middles.
+/// with the norms' factors, what its two parts keep, and the adapters' middles. What norms, gates and activations give is formed
+/// again.
 pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], learned: &Learned) -> Numbers {
     let hidden = hidden as u64;
     let learns = Learns { tensors, learned };
     let mixer = match &layer.mixer {
-        MixerSpec::Attention(attention) => kept_by_attention(hidden, attention, &learns),
-        MixerSpec::GatedDelta(delta) => kept_by_delta(hidden, delta, &learns),
+        MixerSpec::Attention(attention) => kept_by_attention(attention),
+        MixerSpec::GatedDelta(delta) => kept_by_delta(delta, &learns),
     };
     let ffn = kept_by_ffn(hidden, layer, &learns);
     let middles = tensors.iter().map(|tensor| learned.middles_of(layer, tensor)).sum();
     Numbers { activations: 2 * hidden, wide: 2 } + mixer + ffn + Numbers::wide(middles)
 }
 
-/// The normed input, queries and keys before their own norms, rotated queries and keys, values, the gate, the output and
-/// its log-sum-exp.
-fn kept_by_attention(hidden: u64, spec: &AttentionSpec, learns: &Learns<'_>) -> Numbers {
+/// Queries and keys before their norms, of which they are formed again, or where they have none rotated; values, the gate,
+/// the output and its log-sum-exp.
+fn kept_by_attention(spec: &AttentionSpec) -> Numbers {
     let [heads, kv_heads, size] = [spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
-    let placed = heads + kv_heads;
-    let before_norms = match spec.qk_norm {
-        Some(_) => Numbers { activations: placed * size, wide: placed },
-        None => Numbers::default(),
-    };
-    // The gate, and the gated output that the last projection may need.
-    let gate = if spec.output_gate {
-        Numbers::activations(heads * size) + learns.input_of("self_attn", &["o_proj"], heads * size)
-    } else {
-        Numbers::default()
-    };
-    learns.input_of("self_attn", &["q_proj", "k_proj", "v_proj"], hidden)
-        + before_norms
-        + Numbers { activations: (2 * heads + 2 * kv_heads) * size, wide: heads }
-        + gate
+    let norms = if spec.qk_norm.is_some() { heads + kv_heads } else { 0 };
+    let gate = if spec.output_gate { heads * size } else { 0 };
+    Numbers { activations: (2 * heads + 2 * kv_heads) * size + gate, wide: heads + norms }
 }
 
 /// Numbers that a layer keeps at each border between chunks inside a sequence, whatever the number of tokens.
@@ -114,48 +103,37 @@ pub(super) fn kept_at_border(layer: &LayerSpec) -> u64 {
     }
 }
 
-/// The normed input, the convolution's input and output, decays and write strengths, gate and output of the recurrence,
-/// and what the last projection needs.
-fn kept_by_delta(hidden: u64, spec: &GatedDeltaSpec, learns: &Learns<'_>) -> Numbers {
+/// The convolution's input and output, decays and write strengths, gate and output of the recurrence.
+fn kept_by_delta(spec: &GatedDeltaSpec, learns: &Learns<'_>) -> Numbers {
     let (values, heads) = (spec.values() as u64, spec.value_heads as u64);
-    let inputs = ["in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"];
     // The gradient of the decays' factor needs the steps it multiplies.
     let steps = if learns.tensor(".A_log") { heads } else { 0 };
-    learns.input_of("linear_attn", &inputs, hidden)
-        // Burn's sigmoids keep what they are taken of: write strengths twice, and the argument of the decays' steps beside
-        // the decays; the third is the gated norm's.
-        + Numbers { activations: 2 * spec.convolved() as u64 + 2 * heads + 2 * values, wide: 3 * heads + steps }
-        + learns.input_of("linear_attn", &["out_proj"], values)
+    // Burn's sigmoids keep what they are taken of: write strengths twice, and the argument of the decays' steps beside the
+    // decays; the third is the gated norm's.
+    Numbers { activations: 2 * spec.convolved() as u64 + 2 * heads + 2 * values, wide: 3 * heads + steps }
 }
 
 fn kept_by_ffn(hidden: u64, layer: &LayerSpec, learns: &Learns<'_>) -> Numbers {
     match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => kept_by_mlp(hidden, *inner as u64, "mlp", learns),
+        FfnSpec::Dense { inner, .. } => kept_by_mlp(*inner as u64),
         FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, learns),
     }
 }
 
-/// The normed input, gate and up, and their product.
-fn kept_by_mlp(hidden: u64, inner: u64, part: &str, learns: &Learns<'_>) -> Numbers {
-    learns.input_of(part, &["gate_proj", "up_proj"], hidden)
-        + Numbers::activations(2 * inner)
-        + learns.input_of(part, &["down_proj"], inner)
+/// Gate and up.
+fn kept_by_mlp(inner: u64) -> Numbers {
+    Numbers::activations(2 * inner)
 }
 
 /// Probabilities, and for each expert that a token goes through gate, up and output; the shared expert as any other.
 fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> Numbers {
     let (active, inner) = (spec.active as u64, spec.inner as u64);
-    let shared = spec.shared.map_or(Numbers::default(), |inner| {
-        kept_by_mlp(0, inner as u64, "shared_expert", learns) + Numbers::activations(hidden + 1)
-    });
-    let normed =
-        learns.any("mlp", &["gate", "shared_expert_gate"]) || learns.any("shared_expert", &["gate_proj", "up_proj"]);
+    let shared =
+        spec.shared.map_or(Numbers::default(), |inner| kept_by_mlp(inner as u64) + Numbers::activations(hidden + 1));
     // Of every choice the expert, its row and back (eight bytes each), its weight; a sum and what it divides.
     let routing = 6 * active + if spec.renormalise { active + 1 } else { 0 };
     Numbers { activations: active * (2 * inner + hidden), wide: spec.experts as u64 + routing }
         + learns.input_of("experts", &["gate_up_proj"], active * hidden)
-        + learns.input_of("experts", &["down_proj"], active * inner)
-        + Numbers::activations(if normed { hidden } else { 0 })
         + shared
 }
 
@@ -165,8 +143,6 @@ fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> Numbe
 pub(super) struct Passing {
     /// In a forward that keeps nothing.
     pub(super) without_tape: u64,
-    /// In one that does.
-    pub(super) forward: u64,
     /// In the backward, which gives back what was kept as it goes.
     pub(super) backward: u64,
     /// The largest of the tensors.
@@ -186,8 +162,8 @@ pub(super) fn passing(
         MixerSpec::GatedDelta(spec) => delta_passing(hidden, spec),
     };
     let ffn = match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => mlp_passing(*inner as u64, "mlp", &learns),
-        FfnSpec::Sparse(sparse) => experts_passing(hidden, sparse, &learns),
+        FfnSpec::Dense { inner, .. } => mlp_passing(*inner as u64),
+        FfnSpec::Sparse(sparse) => experts_passing(hidden, sparse),
     };
     let largest = match (&layer.mixer, &layer.ffn) {
         (_, FfnSpec::Sparse(sparse)) => sparse.active * (2 * sparse.inner).max(hidden as usize),
@@ -200,58 +176,44 @@ pub(super) fn passing(
     Passing {
         // The residual and its normed form; the output.
         without_tape: 2 * hidden + mixer[0].max(ffn[0]),
-        forward: hidden + mixer[1].max(ffn[1]),
         // The gradients of both sides of the residual. What the feed-forward part kept is gone when the mixer's turn comes.
         largest: largest as u64 * activation_bytes,
-        backward: 2 * hidden + ffn[2].max(mixer[2].saturating_sub(of_ffn)),
+        backward: 2 * hidden + ffn[1].max(mixer[1].saturating_sub(of_ffn)),
     }
 }
 
-/// Numbers in the three cases of [`Passing`]: those of the heads before and after rotation; a packed operand; the output's
-/// gradient and the heads' own, before the parts of several tasks are added and after.
-fn attention_passing(hidden: u64, spec: &AttentionSpec) -> [Numbers; 3] {
+/// Numbers in the two cases of [`Passing`]: those of the heads before and after rotation; the output's
+/// gradient and the heads' own, before the parts of several tasks are added and after, beside the heads formed again.
+fn attention_passing(hidden: u64, spec: &AttentionSpec) -> [Numbers; 2] {
     let (queries, joined) = ((spec.heads * spec.head_dim) as u64, spec.query_rows() as u64);
     let all = queries + 2 * (spec.kv_heads * spec.head_dim) as u64;
     // Queries and gate of one projection are cut apart, and their gradients put together again.
     let cut = if spec.output_gate { joined } else { 0 };
-    [
-        Numbers::activations(hidden + joined + all),
-        Numbers::activations(hidden.max(queries) + cut),
-        Numbers { activations: queries + all + cut, wide: all },
-    ]
+    let again = if spec.qk_norm.is_some() { ((spec.heads + spec.kv_heads) * spec.head_dim) as u64 } else { 0 };
+    [Numbers::activations(hidden + joined + all), Numbers { activations: queries + all + cut + again, wide: all }]
 }
 
 /// As [`attention_passing`]: before and after the convolution, the output and its gate; the gradients of queries, keys and
 /// values, each in a tensor of all channels before they are added, and those of the convolution's sums.
-fn delta_passing(hidden: u64, spec: &GatedDeltaSpec) -> [Numbers; 3] {
+fn delta_passing(hidden: u64, spec: &GatedDeltaSpec) -> [Numbers; 2] {
     let (channels, values) = (spec.convolved() as u64, spec.values() as u64);
     [
         Numbers::activations(hidden + 2 * channels + 2 * values),
-        Numbers::activations(hidden.max(values) + channels + values),
         Numbers { activations: 2 * values + 3 * channels, wide: channels },
     ]
 }
 
-/// As [`attention_passing`]: gate, up and activation; the activation packed; its gradient and those of gate and up, while
-/// the activation itself has been given back if it was kept at all.
-fn mlp_passing(inner: u64, part: &str, learns: &Learns<'_>) -> [Numbers; 3] {
-    let unkept = if learns.any(part, &["down_proj"]) { 0 } else { inner };
-    [3 * inner, inner + unkept, 2 * inner + unkept].map(Numbers::activations)
+/// As [`attention_passing`]: gate, up and activation; its gradient and those of gate and up.
+fn mlp_passing(inner: u64) -> [Numbers; 2] {
+    [3 * inner; 2].map(Numbers::activations)
 }
 
 /// As [`attention_passing`], on the rows of all experts. Their products pack a few rows at a time; of the gradients, those
 /// of the outputs come while the outputs are there, the others when they are gone.
-fn experts_passing(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> [Numbers; 3] {
+fn experts_passing(hidden: u64, spec: &SparseSpec) -> [Numbers; 2] {
     let active = spec.active as u64;
     let [outer, inner] = [hidden, spec.inner as u64].map(|size| active * size);
-    let [unkept_outer, unkept_inner] = [("gate_up_proj", outer), ("down_proj", inner)]
-        .map(|(leaf, numbers)| if learns.any("experts", &[leaf]) { 0 } else { numbers });
-    let experts = [
-        (outer + 2 * inner).max(3 * inner),
-        unkept_outer.max(unkept_inner),
-        outer.max(inner).max((2 * inner + unkept_inner).saturating_sub(outer)),
-    ];
-    let shared =
-        spec.shared.map_or([Numbers::default(); 3], |inner| mlp_passing(inner as u64, "shared_expert", learns));
+    let experts = [(outer + 2 * inner).max(3 * inner), outer.max(inner).max((3 * inner).saturating_sub(outer))];
+    let shared = spec.shared.map_or([Numbers::default(); 2], |inner| mlp_passing(inner as u64));
     std::array::from_fn(|stage| Numbers::activations(experts[stage].max(hidden + shared[stage].activations)))
 }

@@ -30,7 +30,8 @@ fn model(
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
+    let learned =
+        Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect(), whole: BTreeSet::new() };
     Model { spec, inventory, learned }
 }
 
@@ -106,18 +107,13 @@ fn training_the_base_costs_its_gradient() {
     assert_eq!(flops.model(), 6.0 * products);
 }
 
-fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
+fn plan_with(model: &Model, learned: &Learned, layers: usize, offload: Offload) -> MemoryPlan {
     plan(&MemoryInput {
         spec: &model.spec,
         inventory: &model.inventory,
         learned,
-        weights: model
-            .inventory
-            .iter()
-            .filter(|tensor| !learned.is_base(tensor))
-            .map(TensorSpec::elements)
-            .sum::<u64>()
-            * 2,
+        formats: Formats::default(),
+        weights: &WeightBytes::of(&model.inventory, learned, |tensor| 2 * tensor.elements()),
         activation_bytes: 2,
         batch: Extent::of([2048]),
         kept: Kept { layers },
@@ -125,7 +121,12 @@ fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
         head_rows: 512,
         eval_tokens: 4096,
         update_in_place: false,
+        offload,
     })
+}
+
+fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
+    plan_with(model, learned, layers, Offload::None)
 }
 
 #[test]
@@ -143,8 +144,10 @@ fn memory_adds_up() {
     assert_eq!(kept.trained + kept.gradients, lora.numbers(&model.inventory) * 16);
     // The head's logits are more than a block's activations here.
     assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 4 * (151936 + 8192 + 2 * 1024));
-    let step = again.gradients + again.kept + again.holes + again.head;
-    assert_eq!(again.total(), again.weights + again.trained + step);
+    // What a layer run again holds is more than the head's blocks.
+    assert!(again.layer > again.holes + again.head);
+    let step = again.gradients + again.kept + again.layer;
+    assert_eq!(again.total(), again.weights + again.trained + step.max(again.eval));
 }
 
 #[test]
@@ -159,13 +162,15 @@ fn recurrences_keep_their_states_between_chunks_only() {
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
     let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned = Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect() };
+    let learned =
+        Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect(), whole: BTreeSet::new() };
     let kept = |batch| {
         plan(&MemoryInput {
             spec: &spec,
             inventory: &inventory,
             learned: &learned,
-            weights: 0,
+            formats: Formats::default(),
+            weights: &WeightBytes::default(),
             activation_bytes: 4,
             batch,
             kept: Kept { layers: 4 },
@@ -173,6 +178,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
             head_rows: 512,
             eval_tokens: 0,
             update_in_place: true,
+            offload: Offload::None,
         })
         .kept
     };
@@ -183,23 +189,90 @@ fn recurrences_keep_their_states_between_chunks_only() {
 #[test]
 fn what_is_trained_decides_what_is_kept() {
     let model = small();
-    let Learned::Adapters { ranks } = &model.learned else { unreachable!() };
+    let Learned::Adapters { ranks, .. } = &model.learned else { unreachable!() };
     let of = |wanted: &dyn Fn(&str) -> bool| Learned::Adapters {
         ranks: ranks
             .iter()
             .filter(|(module, _)| wanted(module))
             .map(|(module, rank)| (module.clone(), *rank))
             .collect(),
+        whole: BTreeSet::new(),
     };
     let all = plan_of(&model, &model.learned, 28).kept;
     let attention = plan_of(&model, &of(&|module| module.contains("self_attn")), 28).kept;
-    // Inputs of gate and up, of down, and three middles.
-    assert_eq!(all - attention, 2048 * 28 * (2 * (1024 + 3072) + 4 * 3 * 16));
+    // Three middles: inputs are formed again, whatever learns.
+    assert_eq!(all - attention, 2048 * 28 * 4 * 3 * 16);
     let upper = plan_of(&model, &of(&|module| module.starts_with("layers.27.")), 28).kept;
     assert_eq!(upper, all / 28, "nothing is kept below the lowest adapter");
     let base = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
     let full = plan_of(&model, &base, 28);
     assert_eq!((full.weights, full.trained), (0, parameters(&model.inventory) * 12));
-    assert_eq!(full.head - plan_of(&model, &model.learned, 28).head, head_parameters(&model.spec) * 4);
+    let hidden_states = 3 * 1024 * 2 * 2048;
+    let chunk = 512 * 4 * (151936 + 8192 + 2 * 1024);
+    assert_eq!(full.head, hidden_states + chunk + head_parameters(&model.spec) * 4);
+    // A frozen head's logits exist for one block of it.
+    let block = 512 * (4096 * (4 + 2) + 1024 * (4 + 2 * 2));
+    assert_eq!(plan_of(&model, &model.learned, 28).head, hidden_states + block);
     assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, 0);
+}
+
+#[test]
+fn formats_decide_what_trained_numbers_take() {
+    let model = small();
+    let bytes = |learned: &Learned, coded_moments, narrow_values| {
+        learned.held(&model.inventory, Formats { coded_moments, narrow_values })
+    };
+    let all = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
+    let (matrices, vectors): (Vec<_>, Vec<_>) = model.inventory.iter().partition(|tensor| tensor.shape.len() > 1);
+    let numbers = |tensors: &[&TensorSpec]| tensors.iter().map(|tensor| tensor.elements()).sum::<u64>();
+    let (matrices, vectors) = (numbers(&matrices), numbers(&vectors));
+    assert_eq!(bytes(&all, false, false), 12 * (matrices + vectors));
+    // Every matrix here has a multiple of 256 numbers.
+    let codes = 2 * matrices + 2 * 4 * matrices / 256;
+    assert_eq!(bytes(&all, true, false), 4 * matrices + codes + 12 * vectors);
+    assert_eq!(bytes(&all, true, true), 2 * matrices + codes + 12 * vectors);
+    assert_eq!(bytes(&all, false, true), 10 * matrices + 12 * vectors);
+    // Adapters stay f32; all of these have codes.
+    let adapters = model.learned.numbers(&model.inventory);
+    assert_eq!(bytes(&model.learned, true, true), 4 * adapters + 2 * adapters + 2 * 4 * adapters / 256);
+
+    let Learned::Adapters { ranks, .. } = model.learned.clone() else { unreachable!() };
+    let beside = Learned::Adapters { ranks, whole: ["embed_tokens.weight".to_owned()].into() };
+    let embedding = head_parameters(&model.spec);
+    assert_eq!(beside.numbers(&model.inventory), adapters + embedding);
+    let (plain, more) = (plan_of(&model, &model.learned, 28), plan_of(&model, &beside, 28));
+    assert_eq!(more.gradients - plain.gradients, 4 * embedding);
+    assert_eq!(plain.weights - more.weights, 2 * embedding, "it is frozen no longer");
+    assert_eq!(more.head - plain.head, 4 * embedding);
+}
+
+#[test]
+fn what_waits_elsewhere_is_off_the_device_and_nothing_is_lost() {
+    let model = model("qwen3", 4096, 36, (32, 8), 12288, 151936, false);
+    let of = |layers, offload| plan_with(&model, &model.learned, layers, offload);
+    let both = |plan: &MemoryPlan| plan.weights + plan.kept + plan.host;
+    let (matrix, input) = (151936 * 4096 * 2, 2048 * 4096 * 2);
+    let here = of(0, Offload::None);
+    for offload in Offload::ALL {
+        let plan = of(0, offload);
+        assert_eq!(both(&plan), both(&here));
+        assert_eq!(
+            (plan.trained, plan.gradients, plan.layer, plan.head),
+            (here.trained, here.gradients, here.layer, here.head)
+        );
+    }
+    assert_eq!(here.weights - of(0, Offload::Embedding).weights, matrix);
+    assert_eq!(of(0, Offload::Inputs).kept, 2 * input);
+    assert_eq!(
+        of(35, Offload::Inputs).kept - of(36, Offload::Inputs).kept * 35 / 36,
+        input,
+        "one input, which waits for nobody"
+    );
+    let layer = (parameters(&model.inventory) * 2 - 2 * matrix - 4096 * 2) / 36;
+    assert_eq!(of(0, Offload::Weights).weights, matrix + 4096 * 2 + layer);
+    let tied = small();
+    assert_eq!(
+        plan_with(&tied, &tied.learned, 0, Offload::Embedding).weights,
+        plan_of(&tied, &tied.learned, 0).weights
+    );
 }

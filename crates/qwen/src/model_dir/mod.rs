@@ -32,7 +32,7 @@ use side::SideFiles;
 pub use stored::Part;
 pub use weights::Weights;
 
-use crate::gguf::{GgufError, GgufModel};
+use crate::gguf::{GgufBlocks, GgufError, GgufModel};
 use crate::{DecoderSpec, TensorSpec, family};
 
 const CONFIG_FILE: &str = "config.json";
@@ -210,6 +210,30 @@ impl ModelDir {
             self.checkpoint.release(&part.name);
         }
         Some(halves)
+    }
+
+    /// A tensor of the inventory in the blocks of a GGUF file, where it lies in such.
+    pub fn blocks(&self, tensor: &TensorSpec) -> Option<GgufBlocks> {
+        match &self.checkpoint {
+            Weights::Gguf(model, _) => model.blocks(&self.tensor_name(&tensor.name)),
+            Weights::Safetensors(_) => None,
+        }
+    }
+
+    /// Reads elements of a tensor of the inventory from one on, whichever way it is stored.
+    ///
+    /// # Errors
+    /// If a part cannot be read.
+    pub fn read_elements_f32(&self, tensor: &TensorSpec, first: usize, values: &mut [f32]) -> Result<(), WeightError> {
+        for (part, of_part, place) in self.parts_within(tensor, first..first + values.len()) {
+            self.checkpoint.read_elements_f32(&part.name, of_part.start, &mut values[place])?;
+        }
+        Ok(())
+    }
+
+    /// Gives back the memory that reading a tensor of the inventory took.
+    pub fn release(&self, tensor: &TensorSpec) {
+        self.parts(tensor).iter().for_each(|part| self.checkpoint.release(&part.name));
     }
 
     /// Whether all of a tensor of the inventory is stored in bf16.

@@ -6,6 +6,7 @@
 mod layers;
 mod near;
 mod pattern;
+mod whole;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 pub use layers::{LayerError, LayerFilter};
 pub use near::nearest;
 use pattern::Pattern;
+pub use whole::{module_of, whole_modules};
 
 use crate::{Part, Role, TensorSpec};
 

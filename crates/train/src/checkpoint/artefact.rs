@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Tensor;
 use qwen_tune_model::{Parameter, Parameters};
 use qwen_tune_qwen::KeyLayout;
-use qwen_tune_weights::peft::{Adapter, AdapterConfig, LoraPair};
-use qwen_tune_weights::{Dtype, Metadata, SafetensorsWriter, TensorInfo, TensorSink, WeightError, encoding};
+use qwen_tune_weights::peft::{Adapter, AdapterConfig, FullTensor, LoraPair};
+use qwen_tune_weights::{Dtype, TensorInfo, encoding};
 
 use super::CheckpointError;
+use super::stored::{Stored, host, write_tensors};
 
-/// File of the trained base tensors in full fine-tuning, f32.
+/// File of the trained base tensors in full fine-tuning, in the number format they are held in.
 pub(super) const TRAINED: &str = "trained.safetensors";
 
 /// What training makes, as files.
@@ -25,6 +25,9 @@ pub enum Artefact {
         layout: KeyLayout,
         /// Factor of each module, by its name in the inventory.
         scales: BTreeMap<String, f32>,
+        /// Tensors of the base that are trained and saved whole: their names in the inventory, each with those it has in
+        /// the adapter.
+        whole: BTreeMap<String, Vec<String>>,
     },
     /// The trained tensors of the base themselves, by inventory name.
     Full,
@@ -42,8 +45,8 @@ impl Artefact {
                 adapter.write_into(directory, Dtype::F32)?;
             }
             Self::Full => {
-                let tensors: Vec<(String, &[usize], Vec<f32>)> =
-                    parameters.iter().map(|p| (p.name.clone(), &p.shape[..], host(&p.value))).collect();
+                let tensors: Vec<Stored<'_>> =
+                    parameters.iter().map(|p| Stored::floats(p.name.clone(), p.shape.clone(), &p.value)).collect();
                 write_tensors(&directory.join(TRAINED), &tensors)?;
             }
         }
@@ -53,7 +56,7 @@ impl Artefact {
     /// The adapter in memory; `None` in full fine-tuning.
     #[must_use]
     pub fn adapter(&self, parameters: &Parameters) -> Option<Adapter> {
-        let Self::Adapter { config, layout, scales } = self else { return None };
+        let Self::Adapter { config, layout, scales, whole } = self else { return None };
         let by_name: BTreeMap<&str, &Parameter> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
         let pairs = scales
             .iter()
@@ -76,22 +79,17 @@ impl Artefact {
                 }
             })
             .collect();
-        Some(Adapter { config: (**config).clone(), pairs, others: Vec::new() })
+        let saved = |(tensor, names): (&String, &Vec<String>)| -> Vec<FullTensor> {
+            let parameter = by_name.get(tensor.as_str()).expect("invariant: every whole tensor was built");
+            let info = TensorInfo::new(tensor.clone(), Dtype::F32, parameter.shape.clone());
+            let bytes = encoding::encode(&info, &host(&parameter.value)).expect("invariant: f32 of this shape");
+            let named = |name: &String| FullTensor {
+                info: TensorInfo { name: name.clone(), ..info.clone() },
+                bytes: bytes.clone(),
+            };
+            names.iter().map(named).collect()
+        };
+        let others = whole.iter().flat_map(saved).collect();
+        Some(Adapter { config: (**config).clone(), pairs, others })
     }
-}
-
-pub(super) fn write_tensors(path: &Path, tensors: &[(String, &[usize], Vec<f32>)]) -> Result<(), WeightError> {
-    let plan: Vec<TensorInfo> =
-        tensors.iter().map(|(name, shape, _)| TensorInfo::new(name.clone(), Dtype::F32, shape.to_vec())).collect();
-    let mut writer = SafetensorsWriter::create(path, Metadata::default())?;
-    writer.declare(&plan)?;
-    for (info, (name, _, values)) in plan.iter().zip(tensors) {
-        writer.write(name, &encoding::encode(info, values)?)?;
-    }
-    writer.close()?;
-    Ok(())
-}
-
-pub(super) fn host(tensor: &Tensor<1>) -> Vec<f32> {
-    tensor.clone().into_data().convert::<f32>().try_to_vec().expect("invariant: converted to f32")
 }

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Tensor, TensorData};
 use qwen_tune_model::Parameters;
 use qwen_tune_qwen::module_name;
 use qwen_tune_weights::lock::{Cache, Lock};
 use qwen_tune_weights::peft::Adapter;
-use qwen_tune_weights::{Checkpoint, TensorSource, WeightError};
+use qwen_tune_weights::{Checkpoint, TensorSource, WeightError, encoding};
 
 use super::artefact::TRAINED;
 use super::{Artefact, CheckpointError, OPTIMIZER, STATE, SUMS};
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, MomentError};
 use crate::state::{STATE_FORMAT, TrainState};
 
 /// A whole checkpoint.
@@ -56,19 +55,24 @@ impl Loaded {
         optimizer: &mut AdamW,
     ) -> Result<(), CheckpointError> {
         let other = |reason: String| CheckpointError::Other { path: self.directory.clone(), reason };
-        let trained: BTreeMap<String, Vec<f32>> = match artefact {
-            Artefact::Adapter { .. } => {
+        let mut trained: BTreeMap<String, Vec<f32>> = match artefact {
+            Artefact::Adapter { whole, .. } => {
                 let adapter = Adapter::read(&self.directory)
                     .map_err(|errors| other(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
-                adapter
-                    .pairs
-                    .into_iter()
-                    .flat_map(|p| {
-                        // Whichever class's paths it was written in.
-                        let module = module_name(&p.module);
-                        [(format!("{module}.lora_A.weight"), p.a), (format!("{module}.lora_B.weight"), p.b)]
-                    })
-                    .collect()
+                let pairs = adapter.pairs.into_iter().flat_map(|p| {
+                    // Whichever class's paths it was written in.
+                    let module = module_name(&p.module);
+                    [(format!("{module}.lora_A.weight"), p.a), (format!("{module}.lora_B.weight"), p.b)]
+                });
+                let mut trained: BTreeMap<String, Vec<f32>> = pairs.collect();
+                for saved in adapter.others {
+                    let name = module_name(&saved.info.name);
+                    // A tied head is saved beside the embedding, whose copy it is.
+                    if whole.contains_key(name) || !whole.values().flatten().any(|n| module_name(n) == name) {
+                        trained.insert(name.to_owned(), encoding::decode(&saved.info, &saved.bytes)?);
+                    }
+                }
+                trained
             }
             Artefact::Full => {
                 let file = self.full_tensors()?;
@@ -80,25 +84,20 @@ impl Loaded {
             return Err(other(format!("it holds {} trained tensors, this recipe {}", trained.len(), parameters.len())));
         }
         let moments = Checkpoint::open(&self.directory.join(OPTIMIZER))?;
-        for (index, parameter) in parameters.iter_mut().enumerate() {
-            let device = parameter.value.device();
-            let elements: usize = parameter.shape.iter().product();
-            let flat = |values: Vec<f32>| -> Result<Tensor<1>, CheckpointError> {
-                if values.len() != elements {
-                    let reason = format!("`{}` has {} values, expected {elements}", parameter.name, values.len());
-                    return Err(other(reason));
-                }
-                Ok(Tensor::from_data(TensorData::new(values, [elements]), &device))
-            };
-            let values = trained.get(&parameter.name);
+        for parameter in parameters.iter_mut() {
+            let expected: usize = parameter.shape.iter().product();
+            let values = trained.remove(&parameter.name);
             let values = values.ok_or_else(|| other(format!("it does not hold `{}`", parameter.name)))?;
-            let value = flat(values.clone())?;
-            optimizer.first[index] = flat(moments.read_f32(&format!("first.{}", parameter.name))?)?;
-            optimizer.second[index] = flat(moments.read_f32(&format!("second.{}", parameter.name))?)?;
-            parameter.value = value;
+            if values.len() != expected {
+                return Err(other(format!("`{}` has {} values, expected {expected}", parameter.name, values.len())));
+            }
+            parameter.set(values);
         }
-        optimizer.steps = self.state.updates();
-        Ok(())
+        let restored = optimizer.restore(parameters, &moments, self.state.updates());
+        restored.map_err(|error| match error {
+            MomentError::Weights(error) => error.into(),
+            size @ MomentError::Size { .. } => other(size.to_string()),
+        })
     }
 
     /// The trained base tensors of full fine-tuning, by inventory name, where they lie.

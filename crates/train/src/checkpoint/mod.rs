@@ -3,6 +3,7 @@
 
 mod artefact;
 mod loaded;
+mod stored;
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +17,9 @@ use crate::optimizer::AdamW;
 use crate::state::TrainState;
 
 pub use self::artefact::Artefact;
-use self::artefact::{host, write_tensors};
 pub use self::loaded::Loaded;
+pub(crate) use self::stored::Stored;
+use self::stored::write_tensors;
 
 /// File of the moments.
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -100,14 +102,7 @@ impl Checkpoints {
         let target = self.directory.join(format!("step-{:06}", state.step));
         let staging = AtomicDir::replacing(&target)?;
         self.artefact.write_into(staging.path(), parameters)?;
-        let moments = [("first", &optimizer.first), ("second", &optimizer.second)];
-        let tensors: Vec<(String, &[usize], Vec<f32>)> = moments
-            .into_iter()
-            .flat_map(|(kind, slots)| {
-                parameters.iter().zip(slots).map(move |(p, m)| (format!("{kind}.{}", p.name), &p.shape[..], host(m)))
-            })
-            .collect();
-        write_tensors(&staging.path().join(OPTIMIZER), &tensors)?;
+        write_tensors(&staging.path().join(OPTIMIZER), &optimizer.stored(parameters))?;
         let text = serde_json::to_vec_pretty(state).expect("invariant: progress has only plain fields");
         put(&staging.path().join(STATE), &text)?;
         put(&staging.path().join(SUMS), sums(staging.path())?.as_bytes())?;

@@ -24,7 +24,7 @@ fn adapters(layers: &[usize]) -> Training {
     let module = |layer: &usize| format!("layers.{layer}.mlp.shared_expert.up_proj");
     let shape = LoraModule { rank: 2, scale: 1.0, values: None };
     let modules = layers.iter().map(|layer| (module(layer), shape.clone())).collect();
-    Training::Lora(LoraPlan { modules, dropout: 0.0, seed: 0 })
+    Training::Lora(LoraPlan { modules, ..LoraPlan::default() })
 }
 
 fn seen(training: &Training) -> (Vec<(Vec<usize>, bool)>, usize) {
@@ -50,10 +50,10 @@ fn blocks_are_told_apart_by_what_they_are_and_whether_they_learn() {
     let (found, lowest) = seen(&adapters(&[4, 6, 7]));
     assert_eq!(lowest, 4);
     assert_eq!(sorted(found), sorted(upper));
-    let head = Training::Full(["norm.weight".to_owned()].into());
+    let head = Training::Full(["norm.weight".to_owned()].into_iter().collect());
     let below = vec![(vec![0, 2, 4, 5, 6], true), (vec![1], true), (vec![3, 7], true)];
     assert_eq!(seen(&head), (below, 8));
-    let embedding = Training::Full(["embed_tokens.weight".to_owned()].into());
+    let embedding = Training::Full(["embed_tokens.weight".to_owned()].into_iter().collect());
     assert_eq!(seen(&embedding).1, 0, "gradients flow down to the embedding");
 }
 

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a line for every step, bad step and evaluation, flushed at once, so that a reader sees each step as it
+//! `metrics.jsonl`: one object a line for every step, bad step, step that ran out of memory and evaluation, flushed at once, so that a reader sees each step as it
 //! ends and a killed run loses none.
 
 use std::fs::{File, OpenOptions};
@@ -54,7 +54,7 @@ fn at(action: &str, path: &Path, error: &io::Error) -> io::Error {
 
 impl Sink for Jsonl {
     fn event(&mut self, event: &Event) -> io::Result<()> {
-        if matches!(event, Event::Step(_) | Event::Eval(_) | Event::BadStep(_)) {
+        if matches!(event, Event::Step(_) | Event::Eval(_) | Event::BadStep(_) | Event::OutOfMemory { .. }) {
             let mut line = serde_json::to_string(event)?;
             line.push('\n');
             let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush());

@@ -5,19 +5,20 @@ use std::{
     collections::HashMap,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use memmap2::Mmap;
 
 use super::shards::{self, Shard};
 use super::{GgufFault, GgufTensor, Metadata, blocks, header};
-use crate::{WeightError, mapped};
+use crate::{MappedBytes, WeightError, mapped};
 
 /// One GGUF file, or several that belong together. Opening reads headers only.
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, Arc<Mmap>)>,
     metadata: Metadata,
     tensors: Vec<GgufTensor>,
     places: HashMap<String, Place>,
@@ -83,7 +84,7 @@ impl GgufFile {
 
     fn add(&mut self, path: &Path, map: Mmap, entries: Vec<header::Entry>) -> Result<(), WeightError> {
         let file = self.files.len();
-        self.files.push((path.to_owned(), map));
+        self.files.push((path.to_owned(), Arc::new(map)));
         for header::Entry { tensor, begin, end } in entries {
             let name = tensor.name.clone();
             let place = Place { tensor: self.tensors.len(), file, range: begin..end };
@@ -124,6 +125,12 @@ impl GgufFile {
     /// The stored bytes of one, exactly [`GgufTensor::bytes`] long.
     pub fn read(&self, name: &str) -> Result<Cow<'_, [u8]>, WeightError> {
         Ok(Cow::Borrowed(self.bytes(self.place(name)?)))
+    }
+
+    /// The same bytes, which stay mapped for as long as they live.
+    pub fn mapped(&self, name: &str) -> Option<MappedBytes> {
+        let place = self.places.get(name)?;
+        Some(MappedBytes::new(&self.files[place.file].1, place.range.clone()))
     }
 
     /// The elements of one as `f32`, each rounded as its format's definition says.

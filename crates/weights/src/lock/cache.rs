@@ -34,6 +34,23 @@ struct Stamp {
     identity: Option<(u64, u64, i64, i64)>,
 }
 
+/// The directory `qwen-tune/NAME` below `$XDG_CACHE_HOME` or what the system has instead, for what can be made again;
+/// `None` where there is no home.
+pub fn user_cache(name: &str) -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = |below: &str| var("HOME").map(|home| home.join(below));
+    let base = var("XDG_CACHE_HOME").or_else(|| {
+        if cfg!(windows) {
+            var("LOCALAPPDATA")
+        } else if cfg!(target_os = "macos") {
+            home("Library/Caches")
+        } else {
+            home(".cache")
+        }
+    });
+    base.map(|base| base.join("qwen-tune").join(name))
+}
+
 #[derive(Serialize, Deserialize)]
 struct Entry {
     stamp: Stamp,
@@ -41,20 +58,9 @@ struct Entry {
 }
 
 impl Cache {
-    /// The user's: `qwen-tune/sha256` below `$XDG_CACHE_HOME` or what the system has instead.
+    /// The user's: [`user_cache`] of `sha256`.
     pub fn user() -> Self {
-        let var = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = |below: &str| var("HOME").map(|home| home.join(below));
-        let base = var("XDG_CACHE_HOME").or_else(|| {
-            if cfg!(windows) {
-                var("LOCALAPPDATA")
-            } else if cfg!(target_os = "macos") {
-                home("Library/Caches")
-            } else {
-                home(".cache")
-            }
-        });
-        Self { directory: base.map(|base| base.join("qwen-tune").join("sha256")) }
+        Self { directory: user_cache("sha256") }
     }
 
     /// In this directory.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use cache::Cache;
+pub use cache::{Cache, user_cache};
 
 use crate::WeightError;
 

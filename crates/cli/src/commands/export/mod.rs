@@ -7,7 +7,7 @@ mod witness;
 use std::path::{Path, PathBuf};
 
 use qwen_tune_data::Dataset;
-use qwen_tune_model::{Decoder, LoraPlan, Training};
+use qwen_tune_model::{Decoder, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::export::{ExportConfig, ExportKind as Kind};
 use qwen_tune_train::{Artefact, Checkpoints, device};
@@ -23,7 +23,7 @@ use super::loaded::{final_adapter, read_adapter};
 use super::{DONE, Ended, base, failed, written};
 use crate::args::{ExportArgs, ExportKind};
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{Opened, Plan, bind_adapter, held_out, key_layout, open_model, training_rows};
+use crate::plan::{Opened, Plan, bind_adapter, device_fault, held_out, key_layout, open_model, training_rows};
 use crate::recipe::{Parsed, Purpose, Recipe, RecipeDoc, Setting};
 use crate::terminal::Printer;
 
@@ -158,16 +158,19 @@ fn witness(
 ) -> Result<Witness, Diagnostics> {
     let Opened { model, encoder } = opened;
     let device = device::open(&recipe.run.device, recipe.model.dtype)
-        .map_err(|e| Diagnostics::from(Diagnostic::mistake_from("device", &e).at(doc.span_of("run.device"))))?;
+        .map_err(|e| Diagnostics::from(device_fault(&e).at(doc.span_of("run.device"))))?;
     let training = match (adapter, full) {
-        (Some(adapter), _) => {
-            Training::Lora(LoraPlan { modules: bind_adapter(adapter, model)?, dropout: 0.0, seed: 0 })
-        }
+        (Some(adapter), _) => Training::Lora(bind_adapter(adapter, model)?),
         (None, Some(full)) => Training::Full(full.tensors().iter().map(|info| info.name.clone()).collect()),
         (None, None) => Training::Nothing,
     };
-    let (decoder, mut parameters) =
-        Decoder::load(model, &training, &device.device, device.dtype).map_err(|e| failed("load", &e))?;
+    let (decoder, mut parameters) = Decoder::load(
+        model,
+        &training,
+        &device.device,
+        device.storage(recipe.model.quantize, recipe.run.offload.value().unwrap_or_default()),
+    )
+    .map_err(|e| failed("load", &e))?;
     if let Some(full) = full {
         for parameter in parameters.iter_mut() {
             let values = full.read_f32(&parameter.name).map_err(|e| failed("load", &e))?;
@@ -176,7 +179,13 @@ fn witness(
     }
     let rows = rows(recipe, doc, opened);
     let rows = rows.as_ref().map(|(data, what)| (data, *what));
-    Witness::of(&decoder, &parameters, adapter.is_some(), encoder, rows, device)
+    let base_is_there = adapter.is_some_and(|adapter| adapter.others.is_empty());
+    let witness = Witness::of(&decoder, &parameters, base_is_there, encoder, rows, device)?;
+    drop((decoder, parameters));
+    match adapter.filter(|_| recipe.model.quantize.is_quantised()) {
+        Some(adapter) => witness.of_stored_base(model, bind_adapter(adapter, model)?, recipe.model.quantize.name()),
+        None => Ok(witness),
+    }
 }
 
 /// The rows of a run to compare on, if they are still where they were: held out where there are such.

@@ -15,7 +15,7 @@ use qwen_tune_weights::{Dtype, TensorSource, WeightError};
 use serde::Serialize;
 
 use super::super::failed;
-use super::witness::{Witness, probe_texts};
+use super::witness::{Quantised, Witness, probe_texts};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::terminal::Table;
 
@@ -120,6 +120,9 @@ pub(super) struct Proof {
     base_perplexity: Option<f64>,
     /// Of the trained model.
     trained_perplexity: Option<f64>,
+    /// Of the model as it was trained, on a quantised base: the trained model above is the adapter on the base as it is stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained_on: Option<Quantised>,
     pub(super) files: Vec<Finding>,
 }
 
@@ -131,6 +134,7 @@ impl Proof {
             tokens: witness.tokens(),
             base_perplexity: witness.base_perplexity,
             trained_perplexity: None,
+            trained_on: witness.quantised.clone(),
             files: Vec::new(),
         }
     }
@@ -211,6 +215,9 @@ impl Proof {
                 table.row([what, "", "", "", "", &format!("{perplexity:.4}")]);
             }
         }
+        if let Some(trained) = &self.trained_on {
+            table.row(as_trained(trained));
+        }
         for found in &self.files {
             table.row(cells(found));
         }
@@ -230,6 +237,9 @@ impl Proof {
                 out.push_str(&format!("| {what} | | | | | {perplexity:.4} |\n"));
             }
         }
+        if let Some(trained) = &self.trained_on {
+            out.push_str(&format!("| {} |\n", as_trained(trained).join(" | ")));
+        }
         for found in &self.files {
             out.push_str(&format!("| {} |\n", cells(found).join(" | ")));
         }
@@ -246,17 +256,25 @@ impl Proof {
 }
 
 fn cells(found: &Finding) -> [String; 6] {
-    let fidelity = &found.fidelity;
+    let [kl, difference, same, perplexity] = distances(&found.fidelity, found.fidelity.perplexity);
+    [found.file.clone(), crate::terminal::bytes(found.bytes), kl, difference, same, perplexity]
+}
+
+/// The model that training saw, held against the same adapter on the stored base.
+fn as_trained(trained: &Quantised) -> [String; 6] {
+    let [kl, difference, same, perplexity] = distances(&trained.fidelity, trained.fidelity.reference_perplexity);
+    [format!("trained, base in {}", trained.quantize), String::new(), kl, difference, same, perplexity]
+}
+
+fn distances(fidelity: &Fidelity, perplexity: f64) -> [String; 4] {
     [
-        found.file.clone(),
-        crate::terminal::bytes(found.bytes),
         format!("{:.2e}", fidelity.mean_kl),
         match fidelity.max_logprob_difference {
             small if small < 0.01 => format!("{small:.2e}"),
             large => format!("{large:.3}"),
         },
         format!("{:.1}%", 100.0 * fidelity.top1_agreement),
-        format!("{:.4}", fidelity.perplexity),
+        format!("{perplexity:.4}"),
     ]
 }
 

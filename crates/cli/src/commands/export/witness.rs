@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use qwen_tune_data::{Dataset, Encoder, Message, Origin, Packing, Sample, pack};
-use qwen_tune_model::{Decoder, Parameters, Pass, Training};
+use qwen_tune_model::{Decoder, LoraPlan, Parameters, Pass, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{Fidelity, LossSum, Reference};
+use serde::Serialize;
 use serde_json::Map;
 
 use super::super::failed;
@@ -32,14 +33,27 @@ pub(in crate::commands) struct Witness {
     pub(super) base_perplexity: Option<f64>,
     pub(super) encoder: Arc<Encoder>,
     device: OpenDevice,
+    /// Where training saw another base than exports are made of.
+    pub(super) quantised: Option<Quantised>,
+}
+
+/// What quantising the base for training changed: the model as it was trained against the same adapter on the base as it is
+/// stored.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Quantised {
+    /// What the base was quantised to.
+    pub(super) quantize: &'static str,
+    #[serde(flatten)]
+    pub(super) fidelity: Fidelity,
 }
 
 impl Witness {
-    /// Asks the model. `data` are rows it was not trained on, where there are some.
+    /// Asks the model. `data` are rows it was not trained on, where there are some; without its adapters it is the base if
+    /// `base_is_there`, which it is not where tensors of the base were trained themselves.
     pub(in crate::commands) fn of(
         decoder: &Decoder,
         parameters: &Parameters,
-        has_adapter: bool,
+        base_is_there: bool,
         encoder: &Arc<Encoder>,
         data: Option<(&Dataset, &str)>,
         device: OpenDevice,
@@ -55,16 +69,42 @@ impl Witness {
         let batches = pack::lay_out(&samples, Packing::Auto, encoder.config().max_length.max(TOKENS), 1);
         let pass = Pass::plain(parameters);
         let mut base = LossSum::default();
-        if has_adapter {
+        if base_is_there {
             let without = Pass::plain(parameters).without_adapters();
             batches.iter().for_each(|batch| base.add(decoder, &without, batch));
         }
         Ok(Self {
             reference: Reference::of(decoder, &pass, batches),
             rows,
-            base_perplexity: has_adapter.then(|| base.evaluation(0).perplexity),
+            base_perplexity: base_is_there.then(|| base.evaluation(0).perplexity),
             encoder: encoder.clone(),
             device,
+            quantised: None,
+        })
+    }
+
+    /// The same of an adapter on the base as it is stored, from what was asked of it on a quantised one. Exports are made of the
+    /// stored base, so that is what they are held against; how far training's own model is from it is noted beside.
+    pub(in crate::commands) fn of_stored_base(
+        self,
+        model: &ModelDir,
+        adapter: LoraPlan,
+        quantize: &'static str,
+    ) -> Result<Self, Diagnostics> {
+        let training = Training::Lora(adapter);
+        let (decoder, parameters) = Decoder::load(model, &training, &self.device.device, self.device.dtype)
+            .map_err(|e| failed("verify", &e))?;
+        let pass = Pass::plain(&parameters);
+        let fidelity = self.reference.compare(&decoder, &pass);
+        let batches = self.reference.into_batches();
+        let mut base = LossSum::default();
+        let without = Pass::plain(&parameters).without_adapters();
+        batches.iter().for_each(|batch| base.add(&decoder, &without, batch));
+        Ok(Self {
+            reference: Reference::of(&decoder, &pass, batches),
+            base_perplexity: self.base_perplexity.map(|_| base.evaluation(0).perplexity),
+            quantised: Some(Quantised { quantize, fidelity }),
+            ..self
         })
     }
 

@@ -1,9 +1,9 @@
 //! Device names, and which of them this binary was built with.
 
-use qwen_tune_train::device::BACKENDS;
+use qwen_tune_train::device::{BACKENDS, DeviceName, NoDevice};
 
 use super::{Context, Purpose};
-use crate::diagnostic::Diagnostics;
+use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::nearest;
 
 pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
@@ -11,13 +11,14 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
     if device == "auto" {
         return;
     }
-    let (name, number) = device.split_once(':').map_or((device, None), |(name, number)| (name, Some(number)));
-    let numbered = number.is_none_or(|number| name == "cuda" && number.parse::<u16>().is_ok());
+    let name = match device.parse::<DeviceName>() {
+        Ok(name) => name.kind,
+        Err(NoDevice { kind }) => return said.push(unknown(context, device, kind)),
+    };
     match BACKENDS.iter().find(|(known, _)| *known == name) {
-        Some((_, true)) if numbered => {}
         // Said as a warning when the device is looked for.
-        Some((_, false)) if numbered && context.purpose == Purpose::Check => {}
-        Some((backend, false)) if numbered => said.push(
+        Some((_, false)) if context.purpose == Purpose::Check => {}
+        Some((backend, false)) => said.push(
             context
                 .mistake(
                     "device-not-built",
@@ -27,21 +28,28 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
                 .found(format!("a build with {}", built()))
                 .hint(format!("install with it: `cargo install --path . --features {backend}`")),
         ),
-        other => {
-            let mut mistake = context
-                .mistake("unknown-device", "run.device", format!("there is no device `{device}`"))
-                .expected("`auto`, `cpu`, `cuda:0`, `wgpu`, `vulkan` or `ndarray`");
-            let names = ["auto", "gpu", "cpu", "cuda:0", "wgpu", "vulkan", "ndarray"];
-            let near = match other {
-                Some((known, _)) => Some(if *known == "cuda" { "cuda:0" } else { known }),
-                None if matches!(name, "gpu" | "nvidia" | "cuda0") => Some("cuda:0"),
-                None => nearest(name, names),
-            };
-            if let Some(near) = near {
-                mistake = mistake.hint(format!("did you mean `{near}`?"));
-            }
-            said.push(mistake);
+        _ => {}
+    }
+}
+
+/// No device; perhaps its kind is one.
+fn unknown(context: &Context<'_>, device: &str, kind: Option<&'static str>) -> Diagnostic {
+    let mistake = context
+        .mistake("unknown-device", "run.device", format!("there is no device `{device}`"))
+        .expected("`auto`, `cpu`, `cuda:0`, `cuda:0,1`, `cuda:all`, `wgpu`, `vulkan` or `ndarray`");
+    let name = device.split(':').next().unwrap_or_default();
+    let near = match kind {
+        Some("cuda") => Some("cuda:0"),
+        Some("cpu") if device.contains(',') => {
+            return mistake.hint("copies on the CPU are counted from 0: two are `cpu:0,1`");
         }
+        Some(kind) => Some(kind),
+        None if matches!(name, "gpu" | "nvidia" | "cuda0") => Some("cuda:0"),
+        None => nearest(name, ["auto", "gpu", "cpu", "cuda:0", "wgpu", "vulkan", "ndarray"]),
+    };
+    match near {
+        Some(near) => mistake.hint(format!("did you mean `{near}`?")),
+        None => mistake,
     }
 }
 

@@ -4,7 +4,7 @@ use super::Context;
 use crate::diagnostic::Diagnostics;
 
 /// Keys of `[lora]` that an existing adapter decides.
-pub(in crate::recipe) const SHAPE: [&str; 5] = ["rank", "alpha", "target", "layers", "rslora"];
+pub(in crate::recipe) const SHAPE: [&str; 6] = ["rank", "alpha", "target", "layers", "rslora", "modules_to_save"];
 
 pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
     let Some(lora) = &context.recipe.lora else { return };

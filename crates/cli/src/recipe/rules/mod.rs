@@ -16,6 +16,7 @@ mod lora_or_full;
 mod not_there_yet;
 mod optimizer;
 mod paths;
+mod quantize;
 mod run_length;
 mod schedule;
 mod tokens;
@@ -39,6 +40,7 @@ const RULES: &[Rule] = &[
     lora::check,
     lora_init::check,
     not_there_yet::check,
+    quantize::check,
     data::check,
     tokens::check,
     optimizer::check,

@@ -1,6 +1,5 @@
 //! Settings whose names are fixed and whose code is not written: refused by name, never ignored.
 
-use qwen_tune_model::Quantize;
 use qwen_tune_train::ObjectiveKind;
 
 use super::Context;
@@ -26,20 +25,10 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
 
     let built = matches!(recipe.objective.kind, ObjectiveKind::Sft | ObjectiveKind::Cpt);
     refuse(!built, "objective.kind", "the objectives so far are `sft` and `cpt`");
-    refuse(
-        recipe.model.quantize != Quantize::None,
-        "model.quantize",
-        "leave it out: weights stay in the number format of `model.dtype`",
-    );
     if let Some(lora) = &recipe.lora {
         refuse(lora.dora, "lora.dora", "`rslora = true` costs nothing and often gains more");
         refuse(lora.plus_ratio.is_some(), "lora.plus_ratio", "leave it out: A and B share one learning rate");
         refuse(lora.init == "pissa", "lora.init", "use `\"default\"`, or the directory of an adapter to go on from");
-        refuse(
-            !lora.modules_to_save.is_empty(),
-            "lora.modules_to_save",
-            "use `[full]` with `train = [globs]` to train tensors themselves",
-        );
     }
     refuse(recipe.report.tensorboard, "report.tensorboard", "`metrics.jsonl` has every number of the run");
     refuse(recipe.report.html, "report.html", "`metrics.jsonl` has every number of the run");

@@ -1,8 +1,5 @@
 //! Very few rows by a matrix with dense columns: dot products, bound by reading that matrix.
 
-use std::borrow::Cow;
-
-use burn::tensor::bf16;
 use rayon::prelude::*;
 
 use super::finish::{Finish, Place, Target};
@@ -22,23 +19,39 @@ pub(super) fn fits(lhs: Matrix, rhs: Matrix) -> bool {
 /// As `super::multiply`.
 pub(super) fn multiply(out: Target, lhs: Matrix, rhs: Matrix, finish: Finish, threads: Threads) {
     let inner = lhs.columns;
-    let rows: Vec<Cow<[f32]>> = (0..lhs.rows).map(|row| wide(lhs.elements, row * lhs.row_stride, inner)).collect();
+    let mut buffer = vec![0.0; lhs.rows * inner];
+    let mut rest = buffer.as_mut_slice();
+    let rows: Vec<&[f32]> = (0..lhs.rows)
+        .map(|row| {
+            let (buffer, behind) = std::mem::take(&mut rest).split_at_mut(inner);
+            rest = behind;
+            lhs.elements.wide(row * lhs.row_stride, buffer)
+        })
+        .collect();
     let columns_of_task = (TASK_ELEMENTS / inner.max(1)).max(1);
     let task = |task: usize| {
         let first = task * columns_of_task;
         let last = rhs.columns.min(first + columns_of_task);
-        let mut values = vec![0.0; last - first];
-        for (row, x) in rows.iter().enumerate() {
-            for (value, column) in values.iter_mut().zip(first..last) {
-                let at = column * rhs.column_stride;
-                *value = match rhs.elements {
+        let width = last - first;
+        let mut values = vec![0.0; rows.len() * width];
+        let mut decoded = vec![0.0; if matches!(rhs.elements, Elements::Blocks(..)) { inner } else { 0 }];
+        for column in first..last {
+            let at = column * rhs.column_stride;
+            if let Elements::Blocks(..) = rhs.elements {
+                rhs.elements.wide(at, &mut decoded);
+            }
+            for (row, x) in rows.iter().enumerate() {
+                values[row * width + column - first] = match rhs.elements {
                     Elements::F32(elements) => vector::dot(x, &elements[at..at + inner]),
                     Elements::Bf16(elements) => vector::dot_of_bf16(x, &elements[at..at + inner]),
+                    Elements::Blocks(..) => vector::dot(x, &decoded),
                 };
             }
-            let place = Place { first_row: row, rows: 1, first_column: first, columns: last - first };
+        }
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            let place = Place { first_row: row, rows: 1, first_column: first, columns: width };
             // SAFETY: the place lies in the output, and no other task has these columns.
-            unsafe { out.put(&mut values, last - first, place, finish) };
+            unsafe { out.put(values, width, place, finish) };
         }
     };
     let tasks = rhs.columns.div_ceil(columns_of_task);
@@ -46,14 +59,5 @@ pub(super) fn multiply(out: Target, lhs: Matrix, rhs: Matrix, finish: Finish, th
         (0..tasks).into_par_iter().for_each(task);
     } else {
         (0..tasks).for_each(task);
-    }
-}
-
-fn wide(elements: Elements<'_>, first: usize, count: usize) -> Cow<'_, [f32]> {
-    match elements {
-        Elements::F32(values) => Cow::Borrowed(&values[first..first + count]),
-        Elements::Bf16(values) => {
-            Cow::Owned(values[first..first + count].iter().map(|value: &bf16| value.to_f32()).collect())
-        }
     }
 }

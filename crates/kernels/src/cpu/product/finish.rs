@@ -178,6 +178,7 @@ impl Target {
                 Some(Elements::Bf16(bias)) => {
                     values.iter_mut().zip(&bias[first_column..]).for_each(|(value, bias)| *value += widened(*bias));
                 }
+                Some(bias @ Elements::Blocks(..)) => bias.from(first_column).add_to(values),
             }
             let at = row * self.row_stride + first_column * self.column_stride;
             // SAFETY: the caller's word.

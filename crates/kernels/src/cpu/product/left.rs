@@ -101,6 +101,7 @@ impl<'a> Rows<'a> {
             Self::InPlace(Matrix { elements, row_stride, .. }) => match elements {
                 Elements::F32(values) => (values[first * row_stride + step..].as_ptr().cast(), row_stride, 1),
                 Elements::Bf16(values) => (values[first * row_stride + 2 * step..].as_ptr().cast(), row_stride / 2, 1),
+                Elements::Blocks(..) => unreachable!("invariant: blocks do not lie as tiles read them"),
             },
         }
     }

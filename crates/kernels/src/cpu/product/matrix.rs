@@ -5,12 +5,17 @@ use burn::tensor::bf16;
 use burn_flex::FlexTensor;
 
 use super::{Number, Precision};
+use crate::blocks::Packed;
+use crate::cpu::operand::Held;
+use crate::cpu::vector;
 
 /// Numbers of an operand.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Elements<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    /// In blocks, from a number on.
+    Blocks(&'a dyn Packed, usize),
 }
 
 impl<'a> Elements<'a> {
@@ -27,6 +32,7 @@ impl<'a> Elements<'a> {
         match self {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
+            Self::Blocks(packed, first) => packed.numbers() - first,
         }
     }
 
@@ -35,6 +41,10 @@ impl<'a> Elements<'a> {
         match self {
             Self::F32(values) => row.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
             Self::Bf16(values) => row.iter_mut().zip(values).for_each(|(sum, value)| *sum += value.to_f32()),
+            Self::Blocks(..) => {
+                let mut values = vec![0.0; row.len()];
+                row.iter_mut().zip(self.wide(0, &mut values)).for_each(|(sum, value)| *sum += value);
+            }
         }
     }
 
@@ -43,7 +53,24 @@ impl<'a> Elements<'a> {
         match self {
             Self::F32(values) => Self::F32(&values[first..]),
             Self::Bf16(values) => Self::Bf16(&values[first..]),
+            Self::Blocks(packed, before) => {
+                assert!(before + first <= packed.numbers(), "product: numbers behind the last");
+                Self::Blocks(packed, before + first)
+            }
         }
+    }
+
+    /// As many of them as `buffer` has room for, from `first` on, in f32: where they lie, or there.
+    pub(super) fn wide<'b>(self, first: usize, buffer: &'b mut [f32]) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::F32(values) => return &values[first..][..buffer.len()],
+            Self::Bf16(values) => vector::widen(buffer, &values[first..][..buffer.len()]),
+            Self::Blocks(packed, before) => packed.decode(before + first, buffer),
+        }
+        buffer
     }
 }
 
@@ -62,7 +89,12 @@ pub(crate) struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// `rows` rows of `columns` neighbouring elements, `row_stride` apart.
     pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        Self { elements: Elements::F32(data), rows, columns, row_stride, column_stride: 1, widened: false }.checked()
+        Self::strided_in(Elements::F32(data), rows, columns, row_stride)
+    }
+
+    /// The same of elements of either format.
+    pub(crate) fn strided_in(elements: Elements<'a>, rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self { elements, rows, columns, row_stride, column_stride: 1, widened: false }.checked()
     }
 
     /// A matrix in C order that fills the slice.
@@ -84,6 +116,17 @@ impl<'a> Matrix<'a> {
         let (row_stride, column_stride) = (stride(0)?, stride(1)?);
         let elements = Elements::of(tensor)?.from(layout.start_offset());
         Some(Self { elements, rows, columns, row_stride, column_stride, widened: false }.checked())
+    }
+
+    /// A weight of products, as [`Matrix::of`] where it is a tensor.
+    pub(crate) fn of_held(weight: &'a Held<2>) -> Option<Self> {
+        match weight {
+            Held::Dense(tensor) => Self::of(tensor),
+            Held::Blocks(blocks) => {
+                let [rows, columns] = blocks.dims();
+                Some(Self::first_of(Elements::Blocks(&**blocks.packed(), blocks.first()), rows, columns))
+            }
+        }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -123,6 +166,26 @@ impl<'a> Matrix<'a> {
         self.transposed().columns_from(first, count).transposed()
     }
 
+    /// `out += factor · row`.
+    pub(crate) fn accumulate_row(self, row: usize, factor: f32, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.columns, "product: a row of {} numbers", self.columns);
+        let at = |column: usize| row * self.row_stride + column * self.column_stride;
+        match self.elements {
+            Elements::F32(values) => {
+                out.iter_mut().enumerate().for_each(|(column, out)| *out += factor * values[at(column)]);
+            }
+            Elements::Bf16(values) => {
+                out.iter_mut().enumerate().for_each(|(column, out)| *out += factor * values[at(column)].to_f32());
+            }
+            Elements::Blocks(..) => {
+                assert_eq!(self.column_stride, 1, "product: blocks are decoded along rows");
+                let mut values = vec![0.0; out.len()];
+                let values = self.elements.wide(at(0), &mut values);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += factor * value);
+            }
+        }
+    }
+
     /// The same beside activations of another format: a weight is multiplied in theirs.
     pub(crate) fn beside<E: Number>(self) -> Self {
         Self { widened: E::PRECISION == Precision::F32, ..self }
@@ -141,6 +204,7 @@ impl<'a> Matrix<'a> {
         match self.elements {
             Elements::F32(_) => precision == Precision::F32,
             Elements::Bf16(_) => precision == Precision::Bf16,
+            Elements::Blocks(..) => false,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! summation depends on the sizes only, so a product has the same bits on any number of threads.
 #![allow(unsafe_code, reason = "tiles take raw pointers, and threads write disjoint parts of one output")]
 
+mod ahead;
 mod few;
 mod finish;
 mod job;
@@ -16,7 +17,7 @@ mod tile;
 
 pub(crate) use finish::Number;
 use finish::{Finish, Target};
-use job::{BLOCK_STEPS, Job};
+use job::Job;
 use left::Rows;
 pub(crate) use left::{Left, Term};
 pub(crate) use matrix::{Elements, Matrix};
@@ -125,7 +126,7 @@ fn run_terms(out: Target, terms: &[Term], finish: Finish, threads: Threads) {
 /// Rows of a left operand, at most, for which the right one is left where it lies.
 const FEW_ROWS: usize = 32;
 /// Columns of a left operand that are packed at a time.
-const PACKED_INNER: usize = 4 * BLOCK_STEPS;
+const PACKED_INNER: usize = 8192;
 
 /// Whether [`product`] takes so many rows without packing a right operand with dense columns.
 pub(crate) fn few_rows(rows: usize) -> bool {

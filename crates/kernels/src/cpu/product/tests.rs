@@ -61,6 +61,7 @@ fn element(matrix: &Matrix, row: usize, column: usize) -> f32 {
     match matrix.elements {
         Elements::F32(values) => values[at],
         Elements::Bf16(values) => values[at].to_f32(),
+        blocks @ Elements::Blocks(..) => blocks.wide(at, &mut [0.0])[0],
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::OnceLock;
 
 use super::Precision;
+use super::ahead::Ahead;
 
 /// One vector of the accumulators, and what is multiplied into it.
 trait Lanes: Copy {
@@ -41,6 +42,9 @@ impl Strips {
     }
 }
 
+/// Steps of a tile for each line fetched.
+const STEPS_PER_LINE: usize = 4;
+
 /// Rows of a tile at most, on any instruction set.
 const MOST_ROWS: usize = 14;
 /// Columns of a tile at most.
@@ -49,7 +53,8 @@ const MOST_COLUMNS: usize = 32;
 pub(super) const TILE: usize = MOST_ROWS * MOST_COLUMNS;
 
 /// Adds the products of all strips to `tile`, whose rows are `stride` numbers apart, or with `!resume` overwrites it.
-pub(super) type Tile = unsafe fn(strips: &[Strips], tile: *mut f32, stride: usize, resume: bool);
+/// Fetches some of `ahead` meanwhile.
+pub(super) type Tile = unsafe fn(strips: &[Strips], tile: *mut f32, stride: usize, resume: bool, ahead: &mut Ahead);
 
 #[inline(always)]
 unsafe fn tile<L: Lanes, const ROWS: usize, const VECTORS: usize, const PACKED: bool>(
@@ -57,8 +62,10 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const VECTORS: usize, const PACKED: 
     out: *mut f32,
     stride: usize,
     resume: bool,
+    ahead: &mut Ahead,
 ) {
     unsafe {
+        let mut fetched = *ahead;
         let mut sums = [[L::zero(); VECTORS]; ROWS];
         if resume {
             for row in 0..ROWS {
@@ -70,21 +77,30 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const VECTORS: usize, const PACKED: 
         for strip in strips {
             let (mut left, mut right) = (strip.left, strip.right);
             let (row_stride, step) = if PACKED { (1, ROWS) } else { (strip.row, strip.step) };
-            for _ in 0..strip.steps {
-                let mut columns = [L::zero(); VECTORS];
-                for vector in 0..VECTORS {
-                    columns[vector] = L::load(right.add(vector * L::COUNT));
+            let mut rest = strip.steps;
+            while rest > 0 {
+                if PACKED {
+                    fetched.fetch_line();
                 }
-                for row in 0..ROWS {
-                    let value = L::splat(left.add(row * row_stride));
+                let here = rest.min(STEPS_PER_LINE);
+                rest -= here;
+                for _ in 0..here {
+                    let mut columns = [L::zero(); VECTORS];
                     for vector in 0..VECTORS {
-                        sums[row][vector] = sums[row][vector].multiply_add(value, columns[vector]);
+                        columns[vector] = L::load(right.add(vector * L::COUNT));
                     }
+                    for row in 0..ROWS {
+                        let value = L::splat(left.add(row * row_stride));
+                        for vector in 0..VECTORS {
+                            sums[row][vector] = sums[row][vector].multiply_add(value, columns[vector]);
+                        }
+                    }
+                    left = left.add(step);
+                    right = right.add(strip.right_step);
                 }
-                left = left.add(step);
-                right = right.add(strip.right_step);
             }
         }
+        *ahead = fetched;
         for row in 0..ROWS {
             for vector in 0..VECTORS {
                 sums[row][vector].store(out.add(row * stride + vector * L::COUNT));
@@ -133,16 +149,16 @@ impl Kernels {
 macro_rules! kernels {
     ($name:ident, $set:literal, $lanes:ty, [$($feature:literal)?], $most:literal, [$($rows:literal)*], [$($direct:literal)*], [$($wide:literal)*]) => {
         mod $name {
-            use super::{Kernels, Lanes, Strips, Tile};
+            use super::{Ahead, Kernels, Lanes, Strips, Tile};
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn packed<const ROWS: usize, const VECTORS: usize>(strips: &[Strips], out: *mut f32, stride: usize, resume: bool) {
-                unsafe { super::tile::<$lanes, ROWS, VECTORS, true>(strips, out, stride, resume) }
+            unsafe fn packed<const ROWS: usize, const VECTORS: usize>(strips: &[Strips], out: *mut f32, stride: usize, resume: bool, ahead: &mut Ahead) {
+                unsafe { super::tile::<$lanes, ROWS, VECTORS, true>(strips, out, stride, resume, ahead) }
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn direct<const ROWS: usize, const VECTORS: usize>(strips: &[Strips], out: *mut f32, stride: usize, resume: bool) {
-                unsafe { super::tile::<$lanes, ROWS, VECTORS, false>(strips, out, stride, resume) }
+            unsafe fn direct<const ROWS: usize, const VECTORS: usize>(strips: &[Strips], out: *mut f32, stride: usize, resume: bool, ahead: &mut Ahead) {
+                unsafe { super::tile::<$lanes, ROWS, VECTORS, false>(strips, out, stride, resume, ahead) }
             }
 
             pub(super) const KERNELS: Kernels = Kernels {

@@ -1,6 +1,7 @@
 //! [`GgufModel`]: a GGUF file as a checkpoint: its configuration, its tokenizer, and its tensors under the names and in
 //! the form that checkpoints have them.
 
+mod blocks;
 mod config;
 mod places;
 
@@ -15,6 +16,7 @@ use qwen_tune_weights::gguf::{GgufFile, Metadata};
 use qwen_tune_weights::{Dtype, TensorInfo, TensorSource, WeightError, encoding};
 use serde_json::Value;
 
+pub use self::blocks::GgufBlocks;
 use self::places::Place;
 use super::layout::Layout;
 use super::tokenizer::{Rebuilt, rebuild};
@@ -90,6 +92,13 @@ impl GgufModel {
             Ok(rebuilt) => Ok((&rebuilt.tokenizer, &rebuilt.config)),
             Err(faults) => Err(faults),
         }
+    }
+
+    /// A tensor where it lies, if it lies in blocks or halves of one type; nothing of vectors and f32.
+    pub fn blocks(&self, name: &str) -> Option<GgufBlocks> {
+        let (index, places) = self.places.get(name)?;
+        let width = *self.infos[*index].shape.last()?;
+        GgufBlocks::of(&self.file, places, width)
     }
 
     fn last(&self) -> MutexGuard<'_, Option<(String, Arc<Vec<f32>>)>> {

@@ -1,6 +1,7 @@
 //! [`find`]: where in a file the parts of each of a model's tensors lie, whichever of its forms they have there.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use qwen_tune_weights::WeightError;
 use qwen_tune_weights::gguf::GgufFile;
@@ -24,6 +25,21 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Whether it is a matrix whose numbers are the model's own.
+    pub(super) fn is_matrix_as_it_is(&self) -> bool {
+        self.piece.shape.len() > 1 && self.piece.numbers == Numbers::Same
+    }
+
+    /// For each column of the file, the model's; none if all lie as they do there.
+    pub(super) fn columns(&self) -> Option<&[usize]> {
+        self.piece.columns.as_deref()
+    }
+
+    /// Runs of rows: the first one in the file's tensor, and the model's.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        self.piece.rows.within(0..self.piece.rows.len()).map(|(at, rows)| (self.first + at, rows))
+    }
+
     /// Reads the part and puts its numbers where the model has them.
     pub(super) fn put_back(&self, file: &GgufFile, whole: &mut [f32]) -> Result<(), WeightError> {
         let piece = &self.piece;

@@ -36,7 +36,7 @@ use crate::WeightError;
 /// Whole blocks of numbers to bytes.
 type Encode = fn(&[f32], &mut [u8]);
 /// Bytes of whole blocks to numbers.
-type Decode = fn(&[u8], &mut [f32]);
+pub type Decode = fn(&[u8], &mut [f32]);
 
 /// What is known of a format: either direction may be absent.
 #[derive(Clone, Copy)]
@@ -88,6 +88,12 @@ pub fn can_encode(ty: TensorType) -> bool {
 /// Whether numbers can be read from this type.
 pub fn can_decode(ty: TensorType) -> bool {
     format(ty).decode.is_some()
+}
+
+/// What reads whole blocks of this type on the calling thread, as many as fit into both the bytes and the numbers it is
+/// given; none of a type that cannot be read.
+pub fn decoder(ty: TensorType) -> Option<Decode> {
+    format(ty).decode
 }
 
 /// Numbers in rows of `row` as blocks. A row must be a whole number of blocks, `values` a whole number of rows.

@@ -116,6 +116,7 @@ fn told(base: Option<f64>, perplexity: f64) -> Option<Diagnostic> {
         tokens: 100,
         base_perplexity: base,
         trained_perplexity: None,
+        trained_on: None,
         files: Vec::new(),
     };
     proof.lost_training("m-Q4_0.gguf", &fidelity)

@@ -4,12 +4,16 @@
 //! Packing converts: to bf16 pairs or to f32, whichever the tiles multiply. A pair that the inner dimension does not fill
 //! and lines that the panel lacks are zeros.
 
+mod blocks;
 mod source;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
 use std::mem::MaybeUninit;
 
+use burn::tensor::bf16;
+
+use super::ahead::Ahead;
 use super::{Elements, Matrix, Precision};
 use source::{Pairs, Plain, Rounded, Source, Widened};
 
@@ -59,6 +63,21 @@ impl<'a> Lines<'a> {
         Self { elements, count, inner, ..self }
     }
 
+    /// The memory they lie in, to be fetched before they are packed.
+    pub(super) fn ahead(self) -> Ahead {
+        let (first, size) = match self.elements {
+            Elements::F32(values) => (values.as_ptr().cast(), size_of::<f32>()),
+            Elements::Bf16(values) => (values.as_ptr().cast(), size_of::<bf16>()),
+            // Few bytes, and decoding them takes longer than fetching.
+            Elements::Blocks(..) => return Ahead::NOTHING,
+        };
+        match (self.inner_stride, self.stride) {
+            (1, stride) => Ahead::rows(first, self.count, self.inner * size, stride * size),
+            (stride, 1) => Ahead::rows(first, self.inner, self.count * size, stride * size),
+            _ => Ahead::NOTHING,
+        }
+    }
+
     /// Writes the lines to all of `panel`, `[steps, width]`.
     pub(super) fn pack(self, panel: &mut [Lane], width: usize, precision: Precision) {
         self.pack_strips(panel, [width; 2], precision);
@@ -85,6 +104,7 @@ impl<'a> Lines<'a> {
                 self.pack_from(&Rounded { values, scale: self.scale }, panels, widths);
             }
             (Elements::Bf16(values), Precision::Bf16) => self.pack_from(&Pairs(values), panels, widths),
+            (Elements::Blocks(packed, first), _) => self.pack_blocks(packed, first, panels, widths, precision),
         }
     }
 

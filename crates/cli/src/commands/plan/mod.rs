@@ -1,17 +1,23 @@
 //! `plan`: what each setting became, and why; what is trained; what it will take.
 
+mod table;
+
 use std::collections::BTreeMap;
 
-use qwen_tune_qwen::memory;
+use qwen_tune_qwen::memory::{self, Learned};
 use serde_json::{Value, json};
 
 use super::{DONE, Ended, written};
-use crate::args::RecipeArgs;
+use crate::args::PlanArgs;
 use crate::plan::{Estimate, Plan, Prepared, prepare};
 use crate::recipe::Purpose;
 use crate::terminal::{Printer, Table, bytes, count, duration, percent, short_count};
 
-pub(super) fn run(args: &RecipeArgs, printer: &Printer) -> Ended {
+pub(super) fn run(args: &PlanArgs, printer: &Printer) -> Ended {
+    if args.table {
+        written(if printer.is_json() { printer.json(&table::as_json()) } else { printer.data(&table::text()) })?;
+        return Ok(DONE);
+    }
     let Prepared { plan, .. } = prepare(args.recipe.as_deref(), &args.settings.to_vec(), Purpose::Train)?;
     printer.diagnostics(&plan.warnings);
     let estimate = plan.estimate()?;
@@ -32,14 +38,17 @@ fn settings(plan: &Plan) -> String {
     table.render(0)
 }
 
-/// Trained tensors by the last part of their module's name, or of their own.
-fn targets(plan: &Plan) -> BTreeMap<&str, (u64, u64)> {
+/// Trained tensors by the last part of their module's name, or of their own, and whether they are trained themselves beside
+/// adapters.
+fn targets(plan: &Plan) -> BTreeMap<(&str, bool), (u64, u64)> {
+    let learned = &plan.cost.learned;
     let mut targets = BTreeMap::new();
     for tensor in &plan.model.inventory {
-        let numbers = plan.cost.learned.numbers_of(tensor);
+        let numbers = learned.numbers_of(tensor);
+        let is_whole = matches!(learned, Learned::Adapters { .. }) && learned.is_base(tensor);
         let name = tensor.module.as_deref().unwrap_or_else(|| tensor.name.trim_end_matches(".weight"));
         if numbers > 0 {
-            let (tensors, sum) = targets.entry(name.rsplit('.').next().unwrap_or(name)).or_insert((0, 0));
+            let (tensors, sum) = targets.entry((name.rsplit('.').next().unwrap_or(name), is_whole)).or_insert((0, 0));
             *tensors += 1;
             *sum += numbers;
         }
@@ -49,8 +58,9 @@ fn targets(plan: &Plan) -> BTreeMap<&str, (u64, u64)> {
 
 fn trained(plan: &Plan) -> String {
     let mut table = Table::new(["trained", ">modules", ">parameters"]);
-    for (name, (tensors, numbers)) in targets(plan) {
-        table.row([name.to_owned(), count(tensors), count(numbers)]);
+    for ((name, is_whole), (tensors, numbers)) in targets(plan) {
+        let name = if is_whole { format!("{name} (whole)") } else { name.to_owned() };
+        table.row([name, count(tensors), count(numbers)]);
     }
     let (trained, total) =
         (plan.cost.learned.numbers(&plan.model.inventory), memory::parameters(&plan.model.inventory));
@@ -69,7 +79,8 @@ fn trained(plan: &Plan) -> String {
 }
 
 fn memory_of(plan: &Plan) -> String {
-    let mut table = Table::new(["memory", ">bytes"]);
+    let of_each = plan.device.count() > 1 && !plan.device.on_host;
+    let mut table = Table::new([if of_each { "memory of each device" } else { "memory" }, ">bytes"]);
     for (name, size) in &plan.cost.memory.rows {
         table.row([(*name).to_owned(), bytes(*size)]);
     }
@@ -77,7 +88,23 @@ fn memory_of(plan: &Plan) -> String {
     if let Some(budget) = plan.cost.memory.budget {
         table.row(["may be taken".to_owned(), bytes(budget)]);
     }
-    format!("{}largest micro-batch: {} tokens\n", table.render(0), count(plan.cost.worst_tokens as u64))
+    if plan.cost.memory.host > 0 {
+        table.row(["in host memory meanwhile".to_owned(), bytes(plan.cost.memory.host)]);
+    }
+    let formats = formats(plan).map_or(String::new(), |formats| format!("{formats}\n"));
+    format!("{}{formats}largest micro-batch: {} tokens\n", table.render(0), count(plan.cost.worst_tokens as u64))
+}
+
+/// How what is trained is held, where it is not all f32.
+fn formats(plan: &Plan) -> Option<String> {
+    let moments = "moments of matrices are 8-bit codes";
+    let values = "trained matrices are bf16, rounded stochastically";
+    let formats = plan.cost.formats;
+    let told: Vec<&str> = [(formats.coded_moments, moments), (formats.narrow_values, values)]
+        .into_iter()
+        .filter_map(|(is_so, told)| is_so.then_some(told))
+        .collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 fn time(plan: &Plan, estimate: Option<&Estimate>) -> String {
@@ -109,15 +136,23 @@ fn as_json(plan: &Plan, estimate: Option<&Estimate>) -> Value {
         plan.cost.memory.rows.iter().map(|(name, bytes)| json!({ "part": name, "bytes": bytes })).collect();
     let targets: Vec<_> = targets(plan)
         .into_iter()
-        .map(|(name, (modules, numbers))| json!({ "target": name, "modules": modules, "parameters": numbers }))
+        .map(|((name, is_whole), (modules, numbers))| {
+            let mut target = json!({ "target": name, "modules": modules, "parameters": numbers });
+            if is_whole {
+                target["whole"] = json!(true);
+            }
+            target
+        })
         .collect();
     json!({
         "steps": plan.total_steps,
         "step_tokens": plan.cost.step_tokens,
         "device": plan.device.name,
+        "devices": plan.device.count(),
         "micro_batch": plan.micro_batch,
         "micro_batch_tokens": plan.cost.worst_tokens,
         "recompute": plan.recompute,
+        "offload": plan.offload,
         "choices": choices,
         "parameters": memory::parameters(&plan.model.inventory),
         "trained_parameters": plan.cost.learned.numbers(&plan.model.inventory),
@@ -127,6 +162,7 @@ fn as_json(plan: &Plan, estimate: Option<&Estimate>) -> Value {
         "memory": rows,
         "memory_bytes": plan.cost.memory.total(),
         "memory_budget_bytes": plan.cost.memory.budget,
+        "host_memory_bytes": plan.cost.memory.host,
         "time": estimate.map(|e| json!({
             "seconds": e.total,
             "step_seconds": e.step,

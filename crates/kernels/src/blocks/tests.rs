@@ -1,0 +1,281 @@
+//! Products with weights in blocks against the same products with the decoded numbers, forward and backward.
+#![allow(clippy::unwrap_used)]
+
+use burn::tensor::DType;
+
+use super::*;
+use crate::oracle::{Random, assert_close, assert_same_bits, backward, leaf, on_threads};
+use crate::{Adapter, Dropout, Groups, Projection, grouped_linear, head_loss, projections, reference, token_logp};
+
+/// Three numbers a block, so that nothing is aligned: the number's place gives the number.
+#[derive(Debug)]
+struct Threes(Vec<f32>);
+
+impl Packed for Threes {
+    fn numbers(&self) -> usize {
+        self.0.len()
+    }
+
+    fn bytes(&self) -> usize {
+        4 * self.0.len()
+    }
+
+    fn format(&self) -> &str {
+        "threes"
+    }
+
+    fn decode(&self, first: usize, values: &mut [f32]) {
+        for_blocks(first, 3, values, |block, skipped, values| {
+            values.copy_from_slice(&self.0[3 * block + skipped..][..values.len()]);
+        });
+    }
+}
+
+/// Both formats, and one of the test's own.
+fn formats(random: &mut Random, rows: usize, width: usize) -> Vec<Arc<dyn Packed>> {
+    let values: Vec<f32> = (0..rows * width).map(|_| random.unit() * 0.3).collect();
+    let read = |first: usize, part: &mut [f32]| {
+        part.copy_from_slice(&values[first..][..part.len()]);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let (nf4, int8) = (Nf4::quantise(values.len(), read).unwrap(), Int8::quantise(rows, width, read).unwrap());
+    vec![Arc::new(nf4), Arc::new(int8), Arc::new(Threes(values.clone()))]
+}
+
+fn dense<const D: usize>(blocks: &Blocks<D>) -> Tensor<D> {
+    blocks.dense(&Device::flex(), DType::F32)
+}
+
+#[test]
+fn int8_is_within_half_a_step_of_its_row() {
+    let mut random = Random::new(3);
+    let values: Vec<f32> = (0..7 * 33).map(|_| random.unit()).collect();
+    let read = |first: usize, part: &mut [f32]| {
+        part.copy_from_slice(&values[first..][..part.len()]);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let packed = Int8::quantise(7, 33, read).unwrap();
+    assert_eq!(packed.bytes() as u64, Int8::bytes_of(7 * 33, 7));
+    let mut decoded = vec![0.0; values.len()];
+    packed.decode(0, &mut decoded);
+    for (values, decoded) in values.chunks(33).zip(decoded.chunks(33)) {
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        for (value, decoded) in values.iter().zip(decoded) {
+            assert!((value - decoded).abs() <= largest / 254.0 * 1.0001, "{value} {decoded}");
+        }
+        assert!(decoded.iter().any(|value| (value.abs() - largest).abs() < 1e-6), "the largest is kept");
+    }
+    let zeros = Int8::quantise(2, 2, |_, part: &mut [f32]| Ok::<(), ()>(part.fill(0.0))).unwrap();
+    let mut decoded = vec![1.0; 4];
+    zeros.decode(0, &mut decoded);
+    assert_eq!(decoded, [0.0; 4]);
+}
+
+#[test]
+fn numbers_in_host_memory_are_brought_as_they_are() {
+    let mut random = Random::new(9);
+    for dtype in [DType::F32, DType::BF16] {
+        let numbers: Tensor<2> = random.tensor([5, 7]).cast(dtype);
+        // One byte in, so that nothing is aligned.
+        let bytes = [&[0], numbers.to_data().as_bytes()].concat();
+        let packed = HostNumbers::new(bytes::Bytes::from(bytes).slice(1..), dtype);
+        assert_eq!((packed.numbers(), packed.bytes()), (35, 35 * dtype.size()));
+        let expected = numbers.cast(DType::F32);
+        let mut decoded = vec![0.0; 8];
+        packed.decode(10, &mut decoded);
+        let part = packed.on_device(10, 8, &Device::flex()).unwrap();
+        assert_eq!(part.dtype(), dtype);
+        assert_eq!(part.cast(DType::F32).to_data().try_to_vec::<f32>().unwrap(), decoded);
+        assert_same_bits(&dense(&Blocks::new(Arc::new(packed), [5, 7])), &expected, "all of it");
+    }
+}
+
+#[test]
+fn rows_and_whole_are_the_same_numbers() {
+    let mut random = Random::new(4);
+    for packed in formats(&mut random, 11, 70) {
+        let blocks = Blocks::new(packed, [11, 70]);
+        let rows = blocks.rows(&[3, 0, 10, 3], &Device::flex(), DType::F32);
+        let whole = dense(&blocks);
+        for (index, row) in [3, 0, 10, 3].into_iter().enumerate() {
+            assert_same_bits(&rows.clone().narrow(0, index, 1), &whole.clone().narrow(0, row, 1), "row");
+        }
+        let stack = Blocks::new(blocks.packed().clone(), [1, 11, 70]);
+        assert_same_bits(&dense(&stack.matrix(0)), &whole, "matrix");
+    }
+}
+
+/// Output and gradients of x, A and B of two maps of one input, the first with an adapter.
+fn results(
+    operands: &[Tensor<2>; 5],
+    weights: [Weight<2>; 2],
+    dropout: Option<Dropout>,
+    by: impl Fn(Tensor<2>, [Projection; 2]) -> [Tensor<2>; 2],
+) -> Vec<Tensor<2>> {
+    let [x, a, b] = [0, 1, 2].map(|at| leaf(&operands[at]));
+    let bias: Tensor<1> = operands[3].clone().squeeze_dim(0);
+    let [one, two] = weights;
+    let adapter = Adapter { a: a.clone(), b: b.clone(), scale: 1.5, dropout };
+    let maps = [
+        Projection { weight: one, bias: Some(bias), adapter: Some(adapter) },
+        Projection { weight: two, bias: None, adapter: None },
+    ];
+    let [y, z] = by(x.clone(), maps);
+    let grads = backward(&(y.clone() + z.clone()), &operands[4]);
+    vec![y.inner(), z.inner(), x.grad(&grads).unwrap(), a.grad(&grads).unwrap(), b.grad(&grads).unwrap()]
+}
+
+const NAMES: [&str; 5] = ["y", "z", "dx", "da", "db"];
+
+/// Shapes of a few rows and many, with sums that fall into several stages and more columns than are decoded together.
+const SHAPES: [[usize; 3]; 11] = [
+    [1, 5, 3],
+    [1, 128, 96],
+    [2, 70, 33],
+    [3, 64, 64],
+    [5, 96, 40],
+    [20, 256, 70],
+    [32, 33, 65],
+    [40, 1, 7],
+    [47, 70, 1],
+    [130, 300, 600],
+    [64, 4500, 2500],
+];
+
+#[test]
+fn a_linear_map_has_the_bits_of_its_decoded_weight() {
+    let mut random = Random::new(5);
+    for [tokens, inputs, outputs] in SHAPES {
+        let upstream = random.tensor([tokens, outputs]);
+        let operands = [
+            random.tensor([tokens, inputs]),
+            random.tensor([3, inputs]),
+            random.tensor([outputs, 3]),
+            random.tensor([1, outputs]),
+            upstream,
+        ];
+        for packed in formats(&mut random, outputs, inputs) {
+            let blocks = Blocks::new(packed, [outputs, inputs]);
+            for dtype in [DType::F32, DType::BF16] {
+                let mut operands = operands.clone();
+                [0, 3, 4].into_iter().for_each(|at| operands[at] = operands[at].clone().cast(dtype));
+                for dropout in [None, Some(Dropout { p: 0.3, key: 9 })] {
+                    let case =
+                        format!("{}, {tokens} {inputs} {outputs}, {dtype:?}, {dropout:?}", blocks.packed().format());
+                    let decoded = dense(&blocks);
+                    let fast = results(&operands, [blocks.clone().into(), blocks.clone().into()], dropout, projections);
+                    let expected = results(&operands, [decoded.clone().into(), decoded.into()], dropout, projections);
+                    for ((fast, expected), name) in fast.iter().zip(&expected).zip(NAMES) {
+                        assert_same_bits(fast, expected, &format!("{name}: {case}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_linear_map_agrees_with_its_reference() {
+    let mut random = Random::new(6);
+    for [tokens, inputs, outputs] in &SHAPES[..10] {
+        let (tokens, inputs, outputs) = (*tokens, *inputs, *outputs);
+        let operands = [
+            random.view([tokens, inputs]),
+            random.view([3, inputs]),
+            random.view([outputs, 3]),
+            random.tensor([1, outputs]),
+            random.view([tokens, outputs]),
+        ];
+        for packed in formats(&mut random, outputs, inputs) {
+            let blocks = Blocks::new(packed, [outputs, inputs]);
+            let weights = || [blocks.clone().into(), blocks.clone().into()];
+            let by_reference = |x: Tensor<2>, maps: [Projection; 2]| {
+                maps.map(|map| reference::linear(x.clone(), map.weight, map.bias, map.adapter))
+            };
+            let (fast, expected) =
+                (results(&operands, weights(), None, projections), results(&operands, weights(), None, by_reference));
+            for ((fast, expected), name) in fast.iter().zip(&expected).zip(NAMES) {
+                assert_close(fast, expected, name);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(7);
+    let (tokens, inputs, outputs) = (200, 700, 900);
+    let operands = [
+        random.tensor([tokens, inputs]),
+        random.tensor([3, inputs]),
+        random.tensor([outputs, 3]),
+        random.tensor([1, outputs]),
+        random.tensor([tokens, outputs]),
+    ];
+    for packed in formats(&mut random, outputs, inputs) {
+        let blocks = Blocks::new(packed, [outputs, inputs]);
+        let run = || results(&operands, [blocks.clone().into(), blocks.clone().into()], None, projections);
+        let (one, three) = (on_threads(1, run), on_threads(3, run));
+        for ((one, three), name) in one.iter().zip(&three).zip(NAMES) {
+            assert_same_bits(one, three, name);
+        }
+    }
+}
+
+#[test]
+fn experts_have_the_bits_of_their_decoded_weights() {
+    let mut random = Random::new(8);
+    for (counts, [inputs, outputs]) in
+        [(vec![3, 0, 1, 7], [70, 33]), (vec![40, 2], [64, 300]), (vec![5; 17], [96, 40]), (vec![0, 0], [5, 6])]
+    {
+        let groups = Groups::of_counts(&counts);
+        let x = random.tensor([groups.rows(), inputs]);
+        let upstream = random.tensor([groups.rows(), outputs]);
+        for packed in formats(&mut random, counts.len() * outputs, inputs) {
+            let blocks = Blocks::new(packed, [counts.len(), outputs, inputs]);
+            let run = |weight: Weight<3>, fast: bool| {
+                let x = leaf(&x);
+                let y = if fast {
+                    grouped_linear(x.clone(), weight, &groups, None)
+                } else {
+                    reference::grouped_linear(&x, weight, &groups, None)
+                };
+                let grads = (groups.rows() > 0).then(|| backward(&y, &upstream));
+                (y.inner(), grads.and_then(|grads| x.grad(&grads)))
+            };
+            let (fast, expected) = (run(blocks.clone().into(), true), run(dense(&blocks).into(), true));
+            let by_reference = run(blocks.into(), false);
+            assert_same_bits(&fast.0, &expected.0, "y");
+            assert_close(&fast.0, &by_reference.0, "y");
+            if let (Some(dx), Some(expected), Some(by_reference)) = (fast.1, expected.1, by_reference.1) {
+                assert_same_bits(&dx, &expected, "dx");
+                assert_close(&dx, &by_reference, "dx");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_head_has_the_bits_of_its_decoded_weight() {
+    let mut random = Random::new(9);
+    let (tokens, size, vocabulary) = (50, 70, 301);
+    let h = random.tensor([tokens, size]);
+    let targets: Vec<i32> = (0..tokens).map(|t| if t % 5 == 0 { -1 } else { (t * 37 % vocabulary) as i32 }).collect();
+    let weights = vec![0.25; tokens];
+    let upstream = random.tensor([tokens]);
+    for packed in formats(&mut random, vocabulary, size) {
+        let blocks = Blocks::new(packed, [vocabulary, size]);
+        let run = |head: Weight<2>| {
+            let h_leaf = leaf(&h);
+            let logp = token_logp(h_leaf.clone(), head.clone(), &targets);
+            let grads = backward(&logp, &upstream);
+            let loss = head_loss(h.clone(), head, &targets, &weights);
+            assert!(loss.dhead.is_none());
+            (logp.inner(), h_leaf.grad(&grads).unwrap(), loss.dh)
+        };
+        let (fast, expected) = (run(blocks.clone().into()), run(dense(&blocks).into()));
+        assert_same_bits(&fast.0, &expected.0, "logp");
+        assert_same_bits(&fast.1, &expected.1, "dh of logp");
+        assert_same_bits(&fast.2, &expected.2, "dh of loss");
+    }
+}

@@ -1,0 +1,136 @@
+//! Weights that are held in blocks: those of a GGUF file where they lie, others quantised while they are loaded, some
+//! numbers at a time.
+//!
+//! One line of [`format`] makes a value of `quantize` a format.
+
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use qwen_tune_kernels::{Int8, Nf4, Packed, decodes_blocks};
+use qwen_tune_qwen::gguf::GgufBlocks;
+use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
+use qwen_tune_weights::WeightError;
+use qwen_tune_weights::gguf::TensorType;
+
+use crate::config::Quantize;
+
+/// How a tensor becomes blocks.
+struct Format {
+    /// Numbers that a row has to be a multiple of.
+    multiple: usize,
+    /// Bytes of a tensor.
+    bytes: fn(&TensorSpec) -> u64,
+    quantise: fn(&ModelDir, &TensorSpec) -> Result<Arc<dyn Packed>, WeightError>,
+}
+
+fn format(quantize: Quantize) -> Option<Format> {
+    Some(match quantize {
+        Quantize::None => return None,
+        Quantize::Nf4 => Format { multiple: 1, bytes: |tensor| Nf4::bytes_of(tensor.elements()), quantise: nf4 },
+        Quantize::Int8 => Format { multiple: 1, bytes: int8_bytes, quantise: int8 },
+        Quantize::Q4_0 => Format { multiple: Q4_0.block(), bytes: q4_0_bytes, quantise: q4_0 },
+    })
+}
+
+const Q4_0: TensorType = TensorType::Q4_0;
+
+/// Rows of all matrices of a tensor, and their width.
+fn rows(tensor: &TensorSpec) -> (usize, usize) {
+    let (&width, outer) = tensor.shape.split_last().expect("invariant: a matrix");
+    (outer.iter().product(), width)
+}
+
+fn nf4(model: &ModelDir, tensor: &TensorSpec) -> Result<Arc<dyn Packed>, WeightError> {
+    let numbers = tensor.elements() as usize;
+    Ok(Arc::new(Nf4::quantise(numbers, |first, values| model.read_elements_f32(tensor, first, values))?))
+}
+
+fn int8(model: &ModelDir, tensor: &TensorSpec) -> Result<Arc<dyn Packed>, WeightError> {
+    let (rows, width) = rows(tensor);
+    Ok(Arc::new(Int8::quantise(rows, width, |first, values| model.read_elements_f32(tensor, first, values))?))
+}
+
+fn int8_bytes(tensor: &TensorSpec) -> u64 {
+    Int8::bytes_of(tensor.elements(), rows(tensor).0 as u64)
+}
+
+fn q4_0(model: &ModelDir, tensor: &TensorSpec) -> Result<Arc<dyn Packed>, WeightError> {
+    let (rows, width) = rows(tensor);
+    let read = |first: usize, values: &mut [f32]| model.read_elements_f32(tensor, first, values);
+    Ok(Arc::new(InFile(GgufBlocks::encode(Q4_0, rows, width, read)?)))
+}
+
+fn q4_0_bytes(tensor: &TensorSpec) -> u64 {
+    tensor.elements() / Q4_0.block() as u64 * Q4_0.block_bytes() as u64
+}
+
+/// Blocks as GGUF files have them.
+#[derive(Debug)]
+struct InFile(GgufBlocks);
+
+impl Packed for InFile {
+    fn numbers(&self) -> usize {
+        self.0.numbers()
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    fn format(&self) -> &str {
+        self.0.ty().name()
+    }
+
+    fn decode(&self, first: usize, values: &mut [f32]) {
+        self.0.decode(first, values);
+    }
+}
+
+/// The format that a tensor is quantised to: linear layers and experts are. Embedding and head, whose rows and logits the
+/// loss sees directly, routers, whose choices jump, and all that is no matrix stay as they are.
+fn quantised(tensor: &TensorSpec, quantize: Quantize) -> Option<Format> {
+    format(quantize).filter(|format| {
+        matches!(tensor.role, Role::Linear(_) | Role::Experts) && rows(tensor).1.is_multiple_of(format.multiple)
+    })
+}
+
+/// The blocks of a file that a tensor is left in: where they have few bits, or none are asked for.
+fn in_file(model: &ModelDir, tensor: &TensorSpec, quantize: Quantize, device: &Device) -> Option<GgufBlocks> {
+    let halves = |blocks: &GgufBlocks| blocks.ty().block() == 1;
+    let stays = |blocks: &GgufBlocks| !halves(blocks) || quantised(tensor, quantize).is_none();
+    model.blocks(tensor).filter(|_| decodes_blocks(device)).filter(stays)
+}
+
+/// A frozen tensor in blocks, if that is how it is held.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn packed(
+    model: &ModelDir,
+    tensor: &TensorSpec,
+    quantize: Quantize,
+    device: &Device,
+) -> Result<Option<Arc<dyn Packed>>, WeightError> {
+    if let Some(blocks) = in_file(model, tensor, quantize, device) {
+        return Ok(Some(Arc::new(InFile(blocks))));
+    }
+    let Some(format) = quantised(tensor, quantize) else { return Ok(None) };
+    let made = (format.quantise)(model, tensor)?;
+    model.release(tensor);
+    Ok(Some(made))
+}
+
+/// Bytes of a tensor that is quantised as it is loaded; nothing of one that is not.
+#[must_use]
+pub fn quantised_bytes(tensor: &TensorSpec, quantize: Quantize) -> Option<u64> {
+    if tensor.shape.len() < 2 {
+        return None;
+    }
+    quantised(tensor, quantize).map(|format| (format.bytes)(tensor))
+}
+
+/// Bytes of a frozen tensor in blocks, if that is how it is held.
+pub(crate) fn packed_bytes(model: &ModelDir, tensor: &TensorSpec, quantize: Quantize, device: &Device) -> Option<u64> {
+    let file = in_file(model, tensor, quantize, device).map(|blocks| blocks.bytes() as u64);
+    file.or_else(|| quantised_bytes(tensor, quantize))
+}
