@@ -204,3 +204,14 @@ pub(crate) fn double<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
 pub(crate) fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
 }
+
+/// What `Random::everywhere` covers is part of what the tests say.
+#[test]
+#[cfg(feature = "gpu")]
+#[expect(clippy::print_stderr, reason = "a test that is not run has to say so")]
+fn the_gpu_of_the_tests_is_named() {
+    match gpu() {
+        Some(device) => eprintln!("GPU forms are tested on {device:?}"),
+        None => eprintln!("no GPU, not even a software one: its forms are not tested"),
+    }
+}

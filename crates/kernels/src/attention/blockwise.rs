@@ -224,10 +224,13 @@ impl Steps for Plain {
         let Layout { kv_heads, group, scale, .. } = *layout;
         let (rows, tokens) = (scores.dims()[1], block.tokens.len());
         let hidden = layout.hidden(block, &scores.device()).expand(scores.dims());
+        let alone = hidden.clone().bool_not().float().sum_dim(2).equal_scalar(1.0);
         let scores = (scores * scale).mask_fill(hidden, MASKED);
         let weights = (scores - lse.unsqueeze_dim(2)).exp();
         let delta: Tensor<3> = delta.reshape([tokens, kv_heads, group]).swap_dims(0, 1).reshape([kv_heads, rows, 1]);
-        let dscores = weights.clone() * (dweights - delta) * scale;
+        // The weight of a single key is 1 whatever its score: the difference would leave its rounding.
+        let shape = weights.dims();
+        let dscores = (weights.clone() * (dweights - delta) * scale).mask_fill(alone.expand(shape), 0.0);
         [weights.cast(dtype), dscores.cast(dtype)]
     }
 
