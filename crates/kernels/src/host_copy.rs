@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn bits_come_back_as_they_went() {
         let values = [1.5f32, -0.0, f32::NAN, f32::INFINITY, 1e-40, 3.0];
-        let x = |device| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [2, 3]), device);
+        let x = |device: &Device| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [2, 3]), device);
         let here = x(&Device::flex());
         for x in [here.clone(), here.clone().transpose(), here.clone().cast(DType::BF16), here.narrow(1, 1, 2)] {
             assert_comes_back(x);
