@@ -80,17 +80,22 @@ fn numbers_in_host_memory_are_brought_as_they_are() {
     let mut random = Random::new(9);
     for dtype in [DType::F32, DType::BF16] {
         let numbers: Tensor<2> = random.tensor([5, 7]).cast(dtype);
-        // One byte in, so that nothing is aligned.
-        let bytes = [&[0], numbers.to_data().as_bytes()].concat();
-        let packed = HostNumbers::new(bytes::Bytes::from(bytes).slice(1..), dtype);
-        assert_eq!((packed.numbers(), packed.bytes()), (35, 35 * dtype.size()));
-        let expected = numbers.cast(DType::F32);
-        let mut decoded = vec![0.0; 8];
-        packed.decode(10, &mut decoded);
-        let part = packed.numbers_on(10, 8, &Device::flex(), DType::F32).unwrap();
-        assert_eq!(part.dtype(), dtype);
-        assert_eq!(part.cast(DType::F32).to_data().try_to_vec::<f32>().unwrap(), decoded);
-        assert_same_bits(&dense(&Blocks::new(Arc::new(packed), [5, 7])), &expected, "all of it");
+        let expected = numbers.clone().cast(DType::F32);
+        // Where numbers may lie, and a byte further, where none may.
+        for skipped in [4, 5] {
+            let bytes = [&vec![0; skipped], numbers.to_data().as_bytes()].concat();
+            let packed = HostNumbers::new(bytes::Bytes::from(bytes).slice(skipped..), dtype);
+            assert_eq!((packed.numbers(), packed.bytes()), (35, 35 * dtype.size()));
+            let mut decoded = vec![0.0; 8];
+            packed.decode(10, &mut decoded);
+            let part = packed.numbers_on(10, 8, &Device::flex(), DType::F32);
+            assert_eq!(part.is_some(), skipped == 4);
+            if let Some(part) = part {
+                assert_eq!(part.dtype(), dtype);
+                assert_eq!(part.cast(DType::F32).to_data().try_to_vec::<f32>().unwrap(), decoded);
+            }
+            assert_same_bits(&dense(&Blocks::new(Arc::new(packed), [5, 7])), &expected, "all of it");
+        }
     }
 }
 
