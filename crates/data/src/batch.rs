@@ -122,3 +122,26 @@ pub struct Step {
     /// Resume point after this step.
     pub cursor: Cursor,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_split_batch_is_the_batches_of_its_rows() {
+        let origin = |row| Origin { source: 0, file: 0, row };
+        let sample = |(row, length): (u64, usize)| Sample {
+            ids: (0..length as u32).map(|id| id + 10 * row as u32).collect(),
+            trained: (0..length).map(|place| place > 1).collect(),
+            origin: origin(row),
+        };
+        let samples: Vec<Sample> = [(0, 3), (1, 4), (2, 1), (3, 5), (4, 2)].map(sample).into();
+        let rows = [vec![&samples[0], &samples[1]], vec![&samples[2]], vec![&samples[3]], vec![&samples[4]]];
+        let whole = Batch::from_rows(&rows);
+        for most_rows in [0, 1, 2, 3, 4, 9] {
+            let expected: Vec<Batch> = rows.chunks(most_rows.max(1)).map(Batch::from_rows).collect();
+            assert_eq!(whole.split(most_rows), expected, "{most_rows} rows");
+        }
+        assert_eq!(Batch::default().split(2), []);
+    }
+}

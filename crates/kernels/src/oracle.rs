@@ -93,6 +93,12 @@ pub(crate) fn gpu() -> Option<Device> {
     None
 }
 
+/// The same numbers on the CPU, where the reference of a GPU form is computed: tuning every product of it on a software
+/// device takes minutes.
+pub(crate) fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone().inner().to_device(&Device::flex())
+}
+
 /// The same numbers in f32, for the oracle of a bf16 form.
 pub(crate) fn wide<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
     tensor.clone().inner().cast(DType::F32)
@@ -158,7 +164,8 @@ pub(crate) fn leaf<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
 
 /// Gradients of `Σ y·upstream`.
 pub(crate) fn backward<const D: usize>(y: &Tensor<D>, upstream: &Tensor<D>) -> Gradients {
-    (y.clone() * upstream.clone()).backward()
+    let upstream = upstream.clone().to_device(&y.device().without_autodiff());
+    (y.clone() * upstream).backward()
 }
 
 /// Central differences of `Σ f(x)·upstream` in f64 on every element of `x`.
@@ -196,4 +203,15 @@ pub(crate) fn double<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
 /// Runs `f` on a pool of `threads` threads.
 pub(crate) fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+}
+
+/// What `Random::everywhere` covers is part of what the tests say.
+#[test]
+#[cfg(feature = "gpu")]
+#[expect(clippy::print_stderr, reason = "a test that is not run has to say so")]
+fn the_gpu_of_the_tests_is_named() {
+    match gpu() {
+        Some(device) => eprintln!("GPU forms are tested on {device:?}"),
+        None => eprintln!("no GPU, not even a software one: its forms are not tested"),
+    }
 }

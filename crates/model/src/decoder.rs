@@ -7,7 +7,7 @@ use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
 
 use crate::attention::Attention;
-use crate::build::{BuildError, Builder, Training};
+use crate::build::{BuildError, Builder};
 use crate::context::Context;
 use crate::frozen::Storage;
 use crate::gated_delta::GatedDelta;
@@ -15,6 +15,7 @@ use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::parameters::{Matrix, Parameters, Pass};
 use crate::sparse::Sparse;
+use crate::training::Training;
 
 /// A causal language model.
 #[derive(Debug, Clone)]

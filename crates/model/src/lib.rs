@@ -20,9 +20,10 @@ mod norm;
 mod packed;
 mod parameters;
 mod sparse;
+mod training;
 
 pub use attention::Attention;
-pub use build::{BuildError, Builder, FullPlan, LoraModule, LoraPlan, Training, mix};
+pub use build::{BuildError, Builder, mix};
 pub use burn::tensor::Device;
 pub use config::{ComputeDtype, FullConfig, LoraConfig, Master, ModelConfig, Quantize};
 pub use context::{Cache, Context};
@@ -36,3 +37,4 @@ pub use norm::RmsNorm;
 pub use packed::quantised_bytes;
 pub use parameters::{Matrix, Parameter, Parameters, Pass, Weight};
 pub use sparse::{Experts, Routing, Sparse};
+pub use training::{FullPlan, LoraModule, LoraPlan, Training};

@@ -14,13 +14,15 @@ use qwen_tune_weights::gguf::TensorType;
 
 use crate::config::Quantize;
 
+type Quantise = fn(&ModelDir, &TensorSpec) -> Result<Arc<dyn Packed>, WeightError>;
+
 /// How a tensor becomes blocks.
 struct Format {
     /// Numbers that a row has to be a multiple of.
     multiple: usize,
     /// Bytes of a tensor.
     bytes: fn(&TensorSpec) -> u64,
-    quantise: fn(&ModelDir, &TensorSpec) -> Result<Arc<dyn Packed>, WeightError>,
+    quantise: Quantise,
 }
 
 fn format(quantize: Quantize) -> Option<Format> {

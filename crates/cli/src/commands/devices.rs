@@ -127,6 +127,9 @@ fn sentence(Processor { cores, products, bf16 }: Processor) -> String {
     }
 }
 
+/// The first driver that takes what NVRTC of CUDA 13 writes.
+const OLDEST_DRIVER: u32 = 580;
+
 /// CUDA's parts, then its cards.
 fn cuda() -> Vec<Entry> {
     let files = CudaFiles::here();
@@ -162,7 +165,12 @@ fn card(card: Option<&Card>) -> String {
         |card| {
             let Card { name, memory, free, capability, driver } = card;
             let (memory, free) = (bytes(*memory), bytes(*free));
-            format!("{name}, {memory} ({free} free), compute capability {capability}, driver {driver}")
+            let number = driver.split('.').next().and_then(|major| major.parse::<u32>().ok());
+            let old = match number {
+                Some(major) if major < OLDEST_DRIVER => format!(", older than CUDA 13 needs: {OLDEST_DRIVER}"),
+                _ => String::new(),
+            };
+            format!("{name}, {memory} ({free} free), compute capability {capability}, driver {driver}{old}")
         },
     )
 }
@@ -209,6 +217,22 @@ fn parts(files: &CudaFiles, card: bool) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_is_named_and_its_driver_too_old_or_not() {
+        let of = |driver: &str| {
+            card(Some(&Card {
+                name: "NVIDIA H200".to_owned(),
+                memory: 140 << 30,
+                free: 139 << 30,
+                capability: "9.0".to_owned(),
+                driver: driver.to_owned(),
+            }))
+        };
+        let told = "NVIDIA H200, 140.0 GiB (139.0 GiB free), compute capability 9.0, driver 580.159.03";
+        assert_eq!(of("580.159.03"), told);
+        assert!(of("570.10").ends_with("driver 570.10, older than CUDA 13 needs: 580"));
+    }
 
     #[test]
     fn what_is_missing_comes_with_one_command() {

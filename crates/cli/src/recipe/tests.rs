@@ -116,6 +116,7 @@ reports! {
     adapters_that_are_planned: with!("[model.quantise]\n[lora]\ndora = true\nplus_ratio = 16.0\ninit = \"pissa\"");
     reports_that_are_planned: with!("[report]\ntensorboard = true\nhtml = true");
     types_of_gguf_that_are_none: with!("[[export]]\nto = \"gguf\"\nquant = [\"q4_k\", \"q8_0\"]\n\n[[export]]\nto = \"adapter-gguf\"\nquant = [\"f16\"]");
+    whole_modules_in_a_gguf_adapter: with!("[lora]\nmodules_to_save = [\"lm_head\"]\n[[export]]\nto = \"adapter-gguf\"");
     a_balance_that_is_none: with!("[objective]\nrouter_aux_loss_coef = -0.001");
     exports_to_the_same_place: with!("[[export]]\nto = \"merged\"\n\n[[export]]\nto = \"merged\"");
     quantised_merge: with!("[[export]]\nto = \"merged\"\nquant = [\"q8_0\"]");

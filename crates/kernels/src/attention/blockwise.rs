@@ -14,7 +14,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::Tensor;
-use burn::tensor::{Bool, DType, Int, TensorData};
+use burn::tensor::DType;
+#[cfg(test)]
+use burn::tensor::{Bool, Int, TensorData};
 
 use crate::Segments;
 
@@ -26,6 +28,7 @@ const BLOCK_TOKENS: std::ops::RangeInclusive<usize> = 64..=512;
 const STEP: usize = 64;
 
 /// Score of a masked pair. Finite, so that a row never holds infinities only; no real score comes near it.
+#[cfg(test)]
 const MASKED: f32 = -1e30;
 
 /// Sizes and the rule of visibility.
@@ -55,8 +58,11 @@ impl Block {
 
 /// What lies between the products of a block; rows of scores are key heads, tokens, query heads of the key head.
 pub(super) trait Steps {
-    /// `a·b` in f32.
+    /// `a·b` in their type.
     fn product(a: Tensor<3>, b: Tensor<3>) -> Tensor<3>;
+
+    /// `a·b` in f32.
+    fn wide_product(a: Tensor<3>, b: Tensor<3>) -> Tensor<3>;
 
     /// Weights in `dtype`, and the log-sum-exp of each row, `[K, P·G]`.
     fn softmax(layout: &Layout, block: &Block, scores: Tensor<3>, dtype: DType) -> (Tensor<3>, Tensor<2>);
@@ -132,9 +138,9 @@ impl Layout {
         let [k_KTd, v_KTd] = [k, v].map(|x| self.packed(x, 1));
         let of_block = |block: &Block| {
             let [k_KLd, v_KLd] = [&k_KTd, &v_KTd].map(|x| x.clone().narrow(1, block.from, block.keys()));
-            let scores_KRL = S::product(self.queries(&q_KRd, block), k_KLd.swap_dims(1, 2));
+            let scores_KRL = S::wide_product(self.queries(&q_KRd, block), k_KLd.swap_dims(1, 2));
             let (weights_KRL, lse_KR) = S::softmax(self, block, scores_KRL, dtype);
-            (weights_KRL.matmul(v_KLd), lse_KR)
+            (S::product(weights_KRL, v_KLd), lse_KR)
         };
         let (outputs, sums) = blocks.iter().map(of_block).unzip();
         (self.unpacked(outputs), sums)
@@ -158,20 +164,21 @@ impl Layout {
         for (block, lse_KR) in self.blocks().iter().zip(sums) {
             let [k_KLd, v_KLd] = [&k_KTd, &v_KTd].map(|x| x.clone().narrow(1, block.from, block.keys()));
             let [q_KRd, dout_KRd] = [&q_KRd, &dout_KRd].map(|x| self.queries(x, block));
-            let scores_KRL = S::product(q_KRd.clone(), k_KLd.clone().swap_dims(1, 2));
-            let dweights_KRL = S::product(dout_KRd.clone(), v_KLd.swap_dims(1, 2));
+            let scores_KRL = S::wide_product(q_KRd.clone(), k_KLd.clone().swap_dims(1, 2));
+            let dweights_KRL = S::wide_product(dout_KRd.clone(), v_KLd.swap_dims(1, 2));
             let delta = delta_TN.clone().narrow(0, block.tokens.start, block.tokens.len());
             let [weights_KRL, dscores_KRL] =
                 S::softmax_backward(self, block, [scores_KRL, dweights_KRL], lse_KR, delta, dtype);
-            dv_KTd = S::add_rows(dv_KTd, S::product(weights_KRL.swap_dims(1, 2), dout_KRd), block.from);
-            dk_KTd = S::add_rows(dk_KTd, S::product(dscores_KRL.clone().swap_dims(1, 2), q_KRd), block.from);
-            dqs.push(dscores_KRL.matmul(k_KLd));
+            dv_KTd = S::add_rows(dv_KTd, S::wide_product(weights_KRL.swap_dims(1, 2), dout_KRd), block.from);
+            dk_KTd = S::add_rows(dk_KTd, S::wide_product(dscores_KRL.clone().swap_dims(1, 2), q_KRd), block.from);
+            dqs.push(S::product(dscores_KRL, k_KLd));
         }
         let of_keys = |sum: Tensor<3>| sum.swap_dims(0, 1).cast(dtype);
         [self.unpacked(dqs), of_keys(dk_KTd), of_keys(dv_KTd)]
     }
 
     /// True where a row of the block's scores may not see a key: `[1, P·G, L]`.
+    #[cfg(test)]
     fn hidden(&self, block: &Block, device: &burn::tensor::Device) -> Tensor<3, Bool> {
         let first_keys = self.first_keys();
         let row = |token: usize| (block.from..block.tokens.end).map(move |key| (token, key));
@@ -184,11 +191,17 @@ impl Layout {
 }
 
 /// The steps in plain tensor operations, on any device: what a kernel of a step is compared with.
+#[cfg(test)]
 #[derive(Debug)]
 pub(super) struct Plain;
 
+#[cfg(test)]
 impl Steps for Plain {
     fn product(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
+        a.matmul(b)
+    }
+
+    fn wide_product(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
         a.cast(DType::F32).matmul(b.cast(DType::F32))
     }
 
@@ -211,10 +224,13 @@ impl Steps for Plain {
         let Layout { kv_heads, group, scale, .. } = *layout;
         let (rows, tokens) = (scores.dims()[1], block.tokens.len());
         let hidden = layout.hidden(block, &scores.device()).expand(scores.dims());
+        let alone = hidden.clone().bool_not().float().sum_dim(2).equal_scalar(1.0);
         let scores = (scores * scale).mask_fill(hidden, MASKED);
         let weights = (scores - lse.unsqueeze_dim(2)).exp();
         let delta: Tensor<3> = delta.reshape([tokens, kv_heads, group]).swap_dims(0, 1).reshape([kv_heads, rows, 1]);
-        let dscores = weights.clone() * (dweights - delta) * scale;
+        // The weight of a single key is 1 whatever its score: the difference would leave its rounding.
+        let shape = weights.dims();
+        let dscores = (weights.clone() * (dweights - delta) * scale).mask_fill(alone.expand(shape), 0.0);
         [weights.cast(dtype), dscores.cast(dtype)]
     }
 

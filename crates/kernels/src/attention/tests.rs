@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_nearly_rounded, assert_same_bits, backward, double, finite_differences, leaf,
+    Random, assert_close, assert_nearly_rounded, assert_same_bits, backward, double, finite_differences, leaf, on_cpu,
     on_threads, wide,
 };
 
@@ -38,7 +38,7 @@ fn agrees_with_the_reference() {
                 let plain = [draw(heads), draw(kv_heads), draw(kv_heads)];
                 let upstream = draw(heads);
                 let scale = 2.0 / (size as f32).sqrt();
-                let (fast, expected) = (plain.each_ref().map(leaf), plain.each_ref().map(leaf));
+                let (fast, expected) = (plain.each_ref().map(leaf), plain.each_ref().map(|t| leaf(&on_cpu(t))));
                 let run = |[q, k, v]: [Tensor<3>; 3]| attention(q, k, v, &segments, scale, window);
                 let y = run(fast.clone());
                 let [q, k, v] = expected.clone();

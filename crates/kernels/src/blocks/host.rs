@@ -53,7 +53,7 @@ impl Packed for HostNumbers {
         }
     }
 
-    fn on_device(&self, first: usize, count: usize, device: &Device) -> Option<Tensor<1>> {
+    fn numbers_on(&self, first: usize, count: usize, device: &Device, _: DType) -> Option<Tensor<1>> {
         let size = self.dtype.size();
         let bytes =
             Bytes::from_shared(self.bytes.slice(first * size..(first + count) * size), AllocationProperty::File);

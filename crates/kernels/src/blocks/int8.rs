@@ -2,6 +2,8 @@
 //! 2022, arXiv 2208.07339). A scale a row costs nothing and is the same for a whole output, whose sum it could as well
 //! multiply; with eight bits, blocks of a row gain little.
 
+#[cfg(feature = "gpu")]
+use burn::tensor::Device;
 use rayon::prelude::*;
 
 use super::{Packed, for_blocks};
@@ -23,6 +25,12 @@ impl Int8 {
     #[must_use]
     pub fn bytes_of(numbers: u64, rows: u64) -> u64 {
         numbers + 4 * rows
+    }
+
+    /// Codes, what a step is worth in each row, and the width of a row.
+    #[cfg(feature = "gpu")]
+    pub(super) fn parts(&self) -> (&[i8], &[f32], usize) {
+        (&self.codes, &self.steps, self.width)
     }
 
     /// Quantises rows of `width` that `read(first, values)` gives piece by piece.
@@ -50,6 +58,11 @@ impl Int8 {
 }
 
 impl Packed for Int8 {
+    #[cfg(feature = "gpu")]
+    fn on_device(&self, device: &Device) -> Option<Box<dyn Packed>> {
+        super::cube::int8_on(self, device)
+    }
+
     fn numbers(&self) -> usize {
         self.codes.len()
     }

@@ -5,6 +5,8 @@
 //! of a layer's size is ever made of it. Elsewhere a weight is decoded whole for one product and given back
 //! (`product.rs`); a tape keeps the blocks' handle, in both.
 
+#[cfg(feature = "gpu")]
+mod cube;
 mod host;
 mod int8;
 mod lookup;
@@ -33,9 +35,14 @@ pub trait Packed: Debug + Send + Sync {
     /// Name of the format.
     fn format(&self) -> &str;
 
-    /// So many numbers from `first` on as a flat tensor on a device, in the format they have, where that is less than moving
-    /// what `decode` makes of them.
-    fn on_device(&self, _first: usize, _count: usize, _device: &Device) -> Option<Tensor<1>> {
+    /// So many numbers from `first` on as a flat tensor on a device, in this format or their own, where that is less than
+    /// moving what `decode` makes of them.
+    fn numbers_on(&self, _first: usize, _count: usize, _device: &Device, _dtype: DType) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// The same blocks in a device's own memory, decoded there; `None` where they stay where they are.
+    fn on_device(&self, _device: &Device) -> Option<Box<dyn Packed>> {
         None
     }
 
@@ -65,6 +72,15 @@ impl<const D: usize> Blocks<D> {
         Self { packed, first: 0, shape }
     }
 
+    /// In the memory of a device, if their format is decoded there.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Self {
+        match self.packed.on_device(device) {
+            Some(packed) => Self { packed: packed.into(), ..self },
+            None => self,
+        }
+    }
+
     /// Its shape.
     #[must_use]
     pub fn dims(&self) -> [usize; D] {
@@ -88,7 +104,7 @@ impl<const D: usize> Blocks<D> {
     /// All of it as a dense tensor.
     #[must_use]
     pub fn dense(&self, device: &Device, dtype: DType) -> Tensor<D> {
-        match self.packed.on_device(self.first, self.shape.iter().product(), device) {
+        match self.packed.numbers_on(self.first, self.shape.iter().product(), device, dtype) {
             Some(numbers) => numbers.cast(dtype).reshape(self.shape),
             None => Tensor::from_data(TensorData::new(self.decoded(), self.shape), (device, dtype)),
         }
@@ -128,6 +144,7 @@ impl Blocks<3> {
 }
 
 /// A weight of products: a tensor, which may be trained, or frozen blocks.
+#[expect(clippy::large_enum_variant, reason = "made for the time of an operation, from handles")]
 #[derive(Clone, Debug)]
 pub enum Weight<const D: usize> {
     /// Numbers as they are.

@@ -9,6 +9,8 @@
 
 use std::sync::LazyLock;
 
+#[cfg(feature = "gpu")]
+use burn::tensor::Device;
 use rayon::prelude::*;
 
 use super::lookup;
@@ -136,7 +138,18 @@ impl Nf4 {
     }
 }
 
+/// What the codes of scales stand for.
+#[cfg(feature = "gpu")]
+pub(super) fn scale_values() -> &'static [f32; 256] {
+    &SCALE_VALUES
+}
+
 impl Packed for Nf4 {
+    #[cfg(feature = "gpu")]
+    fn on_device(&self, device: &Device) -> Option<Box<dyn Packed>> {
+        super::cube::nf4_on(self, device)
+    }
+
     fn numbers(&self) -> usize {
         self.numbers
     }

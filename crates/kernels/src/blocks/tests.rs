@@ -65,7 +65,11 @@ fn int8_is_within_half_a_step_of_its_row() {
         }
         assert!(decoded.iter().any(|value| (value.abs() - largest).abs() < 1e-6), "the largest is kept");
     }
-    let zeros = Int8::quantise(2, 2, |_, part: &mut [f32]| Ok::<(), ()>(part.fill(0.0))).unwrap();
+    let nothing = |_: usize, part: &mut [f32]| {
+        part.fill(0.0);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let zeros = Int8::quantise(2, 2, nothing).unwrap();
     let mut decoded = vec![1.0; 4];
     zeros.decode(0, &mut decoded);
     assert_eq!(decoded, [0.0; 4]);
@@ -76,17 +80,22 @@ fn numbers_in_host_memory_are_brought_as_they_are() {
     let mut random = Random::new(9);
     for dtype in [DType::F32, DType::BF16] {
         let numbers: Tensor<2> = random.tensor([5, 7]).cast(dtype);
-        // One byte in, so that nothing is aligned.
-        let bytes = [&[0], numbers.to_data().as_bytes()].concat();
-        let packed = HostNumbers::new(bytes::Bytes::from(bytes).slice(1..), dtype);
-        assert_eq!((packed.numbers(), packed.bytes()), (35, 35 * dtype.size()));
-        let expected = numbers.cast(DType::F32);
-        let mut decoded = vec![0.0; 8];
-        packed.decode(10, &mut decoded);
-        let part = packed.on_device(10, 8, &Device::flex()).unwrap();
-        assert_eq!(part.dtype(), dtype);
-        assert_eq!(part.cast(DType::F32).to_data().try_to_vec::<f32>().unwrap(), decoded);
-        assert_same_bits(&dense(&Blocks::new(Arc::new(packed), [5, 7])), &expected, "all of it");
+        let expected = numbers.clone().cast(DType::F32);
+        // Where numbers may lie, and a byte further, where none may.
+        for skipped in [4, 5] {
+            let bytes = [&vec![0; skipped], numbers.to_data().as_bytes()].concat();
+            let packed = HostNumbers::new(bytes::Bytes::from(bytes).slice(skipped..), dtype);
+            assert_eq!((packed.numbers(), packed.bytes()), (35, 35 * dtype.size()));
+            let mut decoded = vec![0.0; 8];
+            packed.decode(10, &mut decoded);
+            let part = packed.numbers_on(10, 8, &Device::flex(), DType::F32);
+            assert_eq!(part.is_some(), skipped == 4);
+            if let Some(part) = part {
+                assert_eq!(part.dtype(), dtype);
+                assert_eq!(part.cast(DType::F32).to_data().try_to_vec::<f32>().unwrap(), decoded);
+            }
+            assert_same_bits(&dense(&Blocks::new(Arc::new(packed), [5, 7])), &expected, "all of it");
+        }
     }
 }
 
@@ -277,5 +286,45 @@ fn a_head_has_the_bits_of_its_decoded_weight() {
         assert_same_bits(&fast.0, &expected.0, "logp");
         assert_same_bits(&fast.1, &expected.1, "dh of logp");
         assert_same_bits(&fast.2, &expected.2, "dh of loss");
+    }
+}
+
+/// On a GPU the numbers come out of a kernel, and products take them from there.
+#[cfg(feature = "gpu")]
+#[test]
+fn blocks_on_a_gpu_are_those_of_the_host() {
+    let Some(gpu) = crate::oracle::gpu() else { return };
+    let mut random = Random::new(12);
+    for [rows, width] in [[3, 64], [5, 23], [40, 130]] {
+        for packed in formats(&mut random, rows, width).into_iter().take(2) {
+            let host = Blocks::new(packed, [rows, width]);
+            let there = host.clone().on(&gpu);
+            assert_eq!((there.packed().bytes(), there.packed().numbers()), (host.packed().bytes(), rows * width));
+            let what = format!("{} [{rows}, {width}]", host.packed().format());
+            let expected = host.decoded();
+            let dense: Vec<f32> = there.dense(&gpu, DType::F32).into_data().try_to_vec().unwrap();
+            let close = |found: &[f32], expected: &[f32]| {
+                found.iter().zip(expected).all(|(f, e)| (f - e).abs() <= 1e-6 * e.abs().max(0.01))
+            };
+            assert!(close(&dense, &expected), "{what}");
+            // From the middle of a word on.
+            let mut part = vec![0.0; 11];
+            there.packed().decode(13, &mut part);
+            assert!(close(&part, &expected[13..24]), "{what}: a part");
+            let x: Tensor<2> = random.tensor([4, width]);
+            let upstream: Tensor<2> = random.tensor([4, rows]);
+            let run = |weight: Weight<2>, device: &Device| {
+                let x = leaf(&Tensor::from_data(x.to_data(), device));
+                let [y] = projections(x.clone(), [Projection { weight, bias: None, adapter: None }]);
+                let upstream = Tensor::from_data(upstream.to_data(), device);
+                let dx = x.grad(&backward(&y, &upstream)).unwrap();
+                [y.inner(), dx].map(|tensor| Tensor::<2>::from_data(tensor.into_data(), &Device::flex()))
+            };
+            let found = run(there.into(), &gpu);
+            let expected = run(host.dense(&Device::flex(), DType::F32).into(), &Device::flex());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_close(found, expected, &what);
+            }
+        }
     }
 }

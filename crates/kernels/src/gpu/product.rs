@@ -9,14 +9,20 @@ use super::tensor::primitive;
 
 /// `a·b` rounded to f32 only: what scores, logits and gradients of f32 weights are.
 pub(crate) fn wide_product<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
-    // The framework would read the second as if it had the first one's type.
-    assert_eq!(a.dtype(), b.dtype(), "invariant: both sides of a product have one type");
-    let product = matmul(primitive(a), primitive(b), None, MatmulStrategy::default(), DType::F32);
-    Tensor::from_primitive::<Cube>(product.expect("invariant: the product of two matrices of one type"))
+    product_as(a, b, DType::F32)
 }
 
 /// `a·b` in their type.
 pub(crate) fn product<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    let dtype = a.dtype();
+    product_as(a, b, dtype)
+}
+
+fn product_as<const D: usize>(a: Tensor<D>, b: Tensor<D>, dtype: DType) -> Tensor<D> {
+    // The framework would read the second as if it had the first one's type.
     assert_eq!(a.dtype(), b.dtype(), "invariant: both sides of a product have one type");
-    a.matmul(b)
+    // Tuning compiles dozens of candidates for a shape: on the software device of a test, minutes.
+    let strategy = if cfg!(test) { MatmulStrategy::Cube } else { MatmulStrategy::default() };
+    let product = matmul(primitive(a), primitive(b), None, strategy, dtype);
+    Tensor::from_primitive::<Cube>(product.expect("invariant: the product of two matrices of one type"))
 }

@@ -130,7 +130,7 @@ fn step_by_step<E: Number>(parts: &[Part], [tokens, inputs]: [usize; 2]) -> Vec<
                 });
             }
             Upstream::Rows(dy) => {
-                product(&mut dx, matrix(dy), weight_matrix(weight).beside::<E>(), 1.0, true, Threads::Pool)
+                product(&mut dx, matrix(dy), weight_matrix(weight).beside::<E>(), 1.0, true, Threads::Pool);
             }
         }
         let Some((low, dlow)) = through else { continue };

@@ -5,7 +5,7 @@ use burn::tensor::DType;
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_same_bits, backward, distance, double, finite_differences, leaf, on_threads,
+    Random, assert_close, assert_same_bits, backward, distance, double, finite_differences, leaf, on_cpu, on_threads,
 };
 
 /// x, weight, bias, a, b.
@@ -42,6 +42,11 @@ impl Operands {
         }
     }
 
+    fn on_cpu(&self) -> Self {
+        let Self { x, weight, bias, a, b } = self;
+        Self { x: on_cpu(x), weight: on_cpu(weight), bias: on_cpu(bias), a: on_cpu(a), b: on_cpu(b) }
+    }
+
     fn adapter(&self, dropout: Option<Dropout>) -> Adapter {
         Adapter { a: self.a.clone(), b: self.b.clone(), scale: 1.5, dropout }
     }
@@ -70,7 +75,7 @@ impl Operands {
 fn agrees(operands: &Operands, upstream: &Tensor<2>, tracked: [bool; 5], bias: bool, adapted: bool, p: Option<f32>) {
     let case = format!("{:?}, tracked {tracked:?}, bias {bias}, adapter {adapted}, dropout {p:?}", operands.x.dims());
     let dropout = p.map(|p| Dropout { p, key: 5 });
-    let (fast, expected) = (operands.track(tracked), operands.track(tracked));
+    let (fast, expected) = (operands.track(tracked), operands.on_cpu().track(tracked));
     let y = fast.apply(bias, adapted.then(|| fast.adapter(dropout)));
     let expected_y = expected.expect(bias, adapted.then(|| expected.adapter(dropout)));
     assert_close(&y, &expected_y, &case);

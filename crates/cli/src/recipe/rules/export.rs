@@ -31,6 +31,15 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
                     .hint("export `merged` or `gguf`: the trained model itself"),
             );
         }
+        let is_whole = context.recipe.lora.as_ref().is_some_and(|lora| !lora.modules_to_save.is_empty());
+        if export.to == ExportKind::AdapterGguf && is_whole {
+            said.push(
+                context
+                    .mistake("whole-in-adapter-gguf", &key("to"), "a GGUF adapter holds no whole tensors")
+                    .also(context.doc.key_span_of("lora.modules_to_save"), "trains some")
+                    .hint("export `gguf`: the merged model, with everything that was trained"),
+            );
+        }
         if let Some(first) = exports[..index]
             .iter()
             .position(|other| other.to == export.to)
