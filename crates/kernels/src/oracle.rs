@@ -25,6 +25,14 @@ impl Random {
         [Some(Device::flex()), gpu()].into_iter().flatten().map(|device| Self::on(&device, seed)).collect()
     }
 
+    /// The same where bf16 is a number format of the device.
+    pub(crate) fn everywhere_in_bf16(seed: u64) -> Vec<Self> {
+        let takes = |device: &Device| device.supports_dtype(DType::BF16);
+        let mut everywhere = Self::everywhere(seed);
+        everywhere.retain(|random| random.device == Device::flex() || takes(&random.device));
+        everywhere
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;

@@ -50,14 +50,15 @@ fn both_uses_of_a_tensor_get_a_gradient() {
 
 #[test]
 fn bf16_is_f32_rounded_once() {
-    let mut random = Random::new(4);
-    for (shape, strided) in [([1, 1], false), ([3, 7], true), ([0, 5], false), ([129, 1100], false)] {
-        let [x, y, upstream] = [0; 3].map(|_| random.narrow(shape, strided));
-        let (tx, expected) = (leaf(&x), reference::add(wide(&x), wide(&y)));
-        let sum = add(tx.clone(), y.clone());
-        assert_rounded(&sum, &expected, "sum");
-        assert_rounded(&add(x, y * 1.0), &expected, "sum into y");
-        assert_rounded(&tx.grad(&backward(&sum, &upstream)).unwrap(), &wide(&upstream), "dx");
+    for mut random in Random::everywhere_in_bf16(4) {
+        for (shape, strided) in [([1, 1], false), ([3, 7], true), ([0, 5], false), ([129, 1100], false)] {
+            let [x, y, upstream] = [0; 3].map(|_| random.narrow(shape, strided));
+            let (tx, expected) = (leaf(&x), reference::add(wide(&x), wide(&y)));
+            let sum = add(tx.clone(), y.clone());
+            assert_rounded(&sum, &expected, "sum");
+            assert_rounded(&add(x, y * 1.0), &expected, "sum into y");
+            assert_rounded(&tx.grad(&backward(&sum, &upstream)).unwrap(), &wide(&upstream), "dx");
+        }
     }
 }
 

@@ -295,7 +295,7 @@ fn scores_forward<E: Float, N: Size>(
     let first = row_or_first * width;
     let visible = visible(row_or_first, starts, token, tokens, from, heads, window);
     let step = comptime!(group.units as usize);
-    let end = select(inside, (visible.end + N::value() - 1) / N::value(), 0usize);
+    let end = select(inside, (visible.end - 1) / N::value() + 1, 0usize);
     let begin = visible.first / N::value() / step * step + UNIT_POS_X as usize;
     let mut highest = f32::new(HIDDEN);
     let mut at = begin;

@@ -155,39 +155,41 @@ fn thread_count_does_not_change_a_bit() {
 /// Weight and bias are f32, as in a bf16 model, or bf16 as in a checkpoint.
 #[test]
 fn bf16_is_f32_rounded_once() {
-    let mut random = Random::new(7);
-    for (lens, channels, kernel, strided) in [
-        (&[1][..], 1, 4, false),
-        (&[0], 3, 4, false),
-        (&[2, 0, 1, 9], 33, 4, true),
-        (&[300, 40], 640, 4, false),
-        (&[7, 5], 16, 1, true),
-    ] {
-        let segments = Segments::packed(lens);
-        let shape = [segments.tokens(), channels];
-        let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
-        let (weight, bias) = (random.tensor([channels, kernel]), random.tensor([channels]));
-        let narrow = (weight.clone().cast(DType::BF16), bias.clone().cast(DType::BF16));
-        for (weight, bias) in [(weight, bias), narrow] {
-            let fast = (leaf(&x), leaf(&weight), leaf(&bias));
-            let exact = (leaf(&wide(&x)), leaf(&wide(&weight)), leaf(&wide(&bias)));
-            let y = causal_conv(fast.0.clone(), fast.1.clone(), Some(fast.2.clone()), &segments);
-            let expected = reference::causal_conv(exact.0.clone(), exact.1.clone(), Some(exact.2.clone()), &segments);
-            if shape[0] == 0 {
-                assert_eq!((y.dims(), y.dtype()), (shape, DType::BF16));
-                continue;
-            }
-            assert_rounded(&y, &expected, "y");
-            let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
-            assert_rounded(&fast.0.grad(&grads).unwrap(), &exact.0.grad(&exact_grads).unwrap(), "dx");
-            let (dweight, expected) = (fast.1.grad(&grads).unwrap(), exact.1.grad(&exact_grads).unwrap());
-            let (dbias, expected_dbias) = (fast.2.grad(&grads).unwrap(), exact.2.grad(&exact_grads).unwrap());
-            if weight.dtype() == DType::F32 {
-                assert_close(&dweight, &expected, "dweight");
-                assert_close(&dbias, &expected_dbias, "dbias");
-            } else {
-                assert_rounded(&dweight, &expected, "dweight");
-                assert_rounded(&dbias, &expected_dbias, "dbias");
+    for mut random in Random::everywhere_in_bf16(7) {
+        for (lens, channels, kernel, strided) in [
+            (&[1][..], 1, 4, false),
+            (&[0], 3, 4, false),
+            (&[2, 0, 1, 9], 33, 4, true),
+            (&[300, 40], 640, 4, false),
+            (&[7, 5], 16, 1, true),
+        ] {
+            let segments = Segments::packed(lens);
+            let shape = [segments.tokens(), channels];
+            let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
+            let (weight, bias) = (random.tensor([channels, kernel]), random.tensor([channels]));
+            let narrow = (weight.clone().cast(DType::BF16), bias.clone().cast(DType::BF16));
+            for (weight, bias) in [(weight, bias), narrow] {
+                let fast = (leaf(&x), leaf(&weight), leaf(&bias));
+                let exact = (leaf(&wide(&x)), leaf(&wide(&weight)), leaf(&wide(&bias)));
+                let y = causal_conv(fast.0.clone(), fast.1.clone(), Some(fast.2.clone()), &segments);
+                let expected =
+                    reference::causal_conv(exact.0.clone(), exact.1.clone(), Some(exact.2.clone()), &segments);
+                if shape[0] == 0 {
+                    assert_eq!((y.dims(), y.dtype()), (shape, DType::BF16));
+                    continue;
+                }
+                assert_rounded(&y, &expected, "y");
+                let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
+                assert_rounded(&fast.0.grad(&grads).unwrap(), &exact.0.grad(&exact_grads).unwrap(), "dx");
+                let (dweight, expected) = (fast.1.grad(&grads).unwrap(), exact.1.grad(&exact_grads).unwrap());
+                let (dbias, expected_dbias) = (fast.2.grad(&grads).unwrap(), exact.2.grad(&exact_grads).unwrap());
+                if weight.dtype() == DType::F32 {
+                    assert_close(&dweight, &expected, "dweight");
+                    assert_close(&dbias, &expected_dbias, "dbias");
+                } else {
+                    assert_rounded(&dweight, &expected, "dweight");
+                    assert_rounded(&dbias, &expected_dbias, "dbias");
+                }
             }
         }
     }

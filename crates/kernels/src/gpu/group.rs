@@ -83,7 +83,7 @@ fn over_row(value: f32, #[comptime] group: Group, #[comptime] join: Join) -> f32
     }
     if comptime!(parts > 1) {
         let mut shared = Shared::<[f32]>::new_slice(comptime!((parts * group.rows) as usize));
-        if UNIT_POS % near == 0u32 {
+        if UNIT_POS / near * near == UNIT_POS {
             shared[(UNIT_POS / near) as usize] = total;
         }
         sync_cube();

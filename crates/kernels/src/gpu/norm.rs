@@ -14,6 +14,7 @@ use super::group::{Group, row, row_sum};
 use super::tensor::{elem, elementwise, empty, reshaped, vector_size};
 
 /// What happens to a normed row.
+#[expect(clippy::large_enum_variant, reason = "one a norm")]
 #[derive(Clone, Debug)]
 pub(crate) enum Behind {
     Nothing,

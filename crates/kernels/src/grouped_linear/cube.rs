@@ -45,7 +45,7 @@ pub(super) fn grouped_linear(
     };
     let first = float_operand(x)?;
     let (blocks, trained) = weight_operand(weight)?;
-    let parents = [first, trained.map_or_else(|| constant(), Some)?, a, b];
+    let parents = [first, trained.map_or_else(constant, Some)?, a, b];
     let [_, weight_dtype, a_dtype, b_dtype] = parents.each_ref().map(|parent| parent.data().dtype);
     let (x_RI, dtype) = (dense(&parents[0]), x.dtype());
     let cast = |operand: &Operand| Tensor::<3>::from_primitive::<Cube>(operand.data()).cast(dtype);

@@ -86,24 +86,25 @@ fn gradients_agree_with_finite_differences() {
 
 #[test]
 fn bf16_is_f32_rounded_once() {
-    let mut random = Random::new(3);
-    for [tokens, heads, size, half] in SHAPES {
-        for (strided, zero_centred) in [(false, false), (true, true)] {
-            let shape = [tokens, heads, size];
-            let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
-            let (weight, (cos, sin)) = (random.tensor([size]), angles(&mut random, tokens, half));
-            let (fast, exact) = ((leaf(&x), leaf(&weight)), (leaf(&wide(&x)), leaf(&weight)));
-            let y = norm_rope(fast.0.clone(), fast.1.clone(), cos.clone(), sin.clone(), EPS, zero_centred);
-            let expected = reference::norm_rope(exact.0.clone(), exact.1.clone(), cos, sin, EPS, zero_centred);
-            assert_rounded(&y, &expected, "y");
-            if tokens == 0 {
-                // The reference loses its tape: Burn's `cat` leaves out what is empty.
-                assert_eq!(fast.0.grad(&backward(&y, &upstream)).unwrap().dims(), shape);
-                continue;
+    for mut random in Random::everywhere_in_bf16(3) {
+        for [tokens, heads, size, half] in SHAPES {
+            for (strided, zero_centred) in [(false, false), (true, true)] {
+                let shape = [tokens, heads, size];
+                let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
+                let (weight, (cos, sin)) = (random.tensor([size]), angles(&mut random, tokens, half));
+                let (fast, exact) = ((leaf(&x), leaf(&weight)), (leaf(&wide(&x)), leaf(&weight)));
+                let y = norm_rope(fast.0.clone(), fast.1.clone(), cos.clone(), sin.clone(), EPS, zero_centred);
+                let expected = reference::norm_rope(exact.0.clone(), exact.1.clone(), cos, sin, EPS, zero_centred);
+                assert_rounded(&y, &expected, "y");
+                if tokens == 0 {
+                    // The reference loses its tape: Burn's `cat` leaves out what is empty.
+                    assert_eq!(fast.0.grad(&backward(&y, &upstream)).unwrap().dims(), shape);
+                    continue;
+                }
+                let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
+                assert_rounded(&fast.0.grad(&grads).unwrap(), &exact.0.grad(&exact_grads).unwrap(), "dx");
+                assert_close(&fast.1.grad(&grads).unwrap(), &exact.1.grad(&exact_grads).unwrap(), "dweight");
             }
-            let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
-            assert_rounded(&fast.0.grad(&grads).unwrap(), &exact.0.grad(&exact_grads).unwrap(), "dx");
-            assert_close(&fast.1.grad(&grads).unwrap(), &exact.1.grad(&exact_grads).unwrap(), "dweight");
         }
     }
 }

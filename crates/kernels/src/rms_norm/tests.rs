@@ -82,23 +82,27 @@ fn thread_count_does_not_change_a_bit() {
 /// The weight is f32, as in a bf16 model, or bf16 as in a checkpoint.
 #[test]
 fn bf16_is_f32_rounded_once() {
-    let mut random = Random::new(4);
-    for (shape, strided, zero_centred) in
-        [([1, 1, 2], false, false), ([3, 2, 33], true, true), ([0, 2, 5], false, false), ([200, 3, 100], true, false)]
-    {
-        let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
-        for weight in [random.tensor([shape[2]]), random.tensor([shape[2]]).cast(DType::BF16)] {
-            let (fast, exact) = ((leaf(&x), leaf(&weight)), (leaf(&wide(&x)), leaf(&wide(&weight))));
-            let y = rms_norm(fast.0.clone(), fast.1.clone(), EPS, zero_centred);
-            let expected = reference::rms_norm(exact.0.clone(), exact.1.clone(), EPS, zero_centred);
-            assert_rounded(&y, &expected, "y");
-            let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
-            assert_rounded(&fast.0.grad(&grads).unwrap(), &exact.0.grad(&exact_grads).unwrap(), "dx");
-            let (dweight, expected) = (fast.1.grad(&grads).unwrap(), exact.1.grad(&exact_grads).unwrap());
-            if weight.dtype() == DType::F32 {
-                assert_close(&dweight, &expected, "dweight");
-            } else {
-                assert_rounded(&dweight, &expected, "dweight");
+    for mut random in Random::everywhere_in_bf16(4) {
+        for (shape, strided, zero_centred) in [
+            ([1, 1, 2], false, false),
+            ([3, 2, 33], true, true),
+            ([0, 2, 5], false, false),
+            ([200, 3, 100], true, false),
+        ] {
+            let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
+            for weight in [random.tensor([shape[2]]), random.tensor([shape[2]]).cast(DType::BF16)] {
+                let (fast, exact) = ((leaf(&x), leaf(&weight)), (leaf(&wide(&x)), leaf(&wide(&weight))));
+                let y = rms_norm(fast.0.clone(), fast.1.clone(), EPS, zero_centred);
+                let expected = reference::rms_norm(exact.0.clone(), exact.1.clone(), EPS, zero_centred);
+                assert_rounded(&y, &expected, "y");
+                let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
+                assert_rounded(&fast.0.grad(&grads).unwrap(), &exact.0.grad(&exact_grads).unwrap(), "dx");
+                let (dweight, expected) = (fast.1.grad(&grads).unwrap(), exact.1.grad(&exact_grads).unwrap());
+                if weight.dtype() == DType::F32 {
+                    assert_close(&dweight, &expected, "dweight");
+                } else {
+                    assert_rounded(&dweight, &expected, "dweight");
+                }
             }
         }
     }

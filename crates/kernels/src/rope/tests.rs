@@ -57,27 +57,28 @@ fn thread_count_does_not_change_a_bit() {
 
 #[test]
 fn bf16_is_f32_rounded_once() {
-    let mut random = Random::new(4);
-    for ([tokens, heads, size, half], strided) in [
-        ([1, 1, 2, 1], false),
-        ([7, 2, 10, 3], true),
-        ([0, 2, 4, 2], false),
-        ([303, 4, 64, 32], true),
-        ([3, 1, 6, 0], true),
-    ] {
-        let shape = [tokens, heads, size];
-        let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
-        let (cos, sin) = angles(&mut random, tokens, half);
-        let (fast, exact) = (leaf(&x), leaf(&wide(&x)));
-        let y = rope(fast.clone(), cos.clone(), sin.clone());
-        let expected = reference::rope(exact.clone(), cos, sin);
-        assert_rounded(&y, &expected, "y");
-        if tokens == 0 {
-            // The reference loses its tape: Burn's `cat` leaves out what is empty.
-            assert_eq!(fast.grad(&backward(&y, &upstream)).unwrap().dims(), shape);
-            continue;
+    for mut random in Random::everywhere_in_bf16(4) {
+        for ([tokens, heads, size, half], strided) in [
+            ([1, 1, 2, 1], false),
+            ([7, 2, 10, 3], true),
+            ([0, 2, 4, 2], false),
+            ([303, 4, 64, 32], true),
+            ([3, 1, 6, 0], true),
+        ] {
+            let shape = [tokens, heads, size];
+            let (x, upstream) = (random.narrow(shape, strided), random.narrow(shape, strided));
+            let (cos, sin) = angles(&mut random, tokens, half);
+            let (fast, exact) = (leaf(&x), leaf(&wide(&x)));
+            let y = rope(fast.clone(), cos.clone(), sin.clone());
+            let expected = reference::rope(exact.clone(), cos, sin);
+            assert_rounded(&y, &expected, "y");
+            if tokens == 0 {
+                // The reference loses its tape: Burn's `cat` leaves out what is empty.
+                assert_eq!(fast.grad(&backward(&y, &upstream)).unwrap().dims(), shape);
+                continue;
+            }
+            let dx = fast.grad(&backward(&y, &upstream)).unwrap();
+            assert_rounded(&dx, &exact.grad(&backward(&expected, &wide(&upstream))).unwrap(), "dx");
         }
-        let dx = fast.grad(&backward(&y, &upstream)).unwrap();
-        assert_rounded(&dx, &exact.grad(&backward(&expected, &wide(&upstream))).unwrap(), "dx");
     }
 }

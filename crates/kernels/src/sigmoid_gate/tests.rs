@@ -61,18 +61,19 @@ fn gradients_agree_with_finite_differences() {
 
 #[test]
 fn bf16_is_f32_rounded_once() {
-    let mut random = Random::new(3);
-    for (shape, gates) in SHAPES {
-        for strided in [false, true] {
-            let [x, upstream] = [0; 2].map(|_| random.narrow(shape, strided));
-            let gate = random.narrow([shape[0], shape[1], gates], strided) * 12.0;
-            let (fast, exact) = ([&x, &gate].map(leaf), [&x, &gate].map(|t| leaf(&wide(t))));
-            let y = sigmoid_gate(fast[0].clone(), fast[1].clone());
-            let expected = reference::sigmoid_gate(exact[0].clone(), exact[1].clone());
-            assert_rounded(&y, &expected, "y");
-            let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
-            for (index, what) in ["dx", "dgate"].into_iter().enumerate() {
-                assert_rounded(&fast[index].grad(&grads).unwrap(), &exact[index].grad(&exact_grads).unwrap(), what);
+    for mut random in Random::everywhere_in_bf16(3) {
+        for (shape, gates) in SHAPES {
+            for strided in [false, true] {
+                let [x, upstream] = [0; 2].map(|_| random.narrow(shape, strided));
+                let gate = random.narrow([shape[0], shape[1], gates], strided) * 12.0;
+                let (fast, exact) = ([&x, &gate].map(leaf), [&x, &gate].map(|t| leaf(&wide(t))));
+                let y = sigmoid_gate(fast[0].clone(), fast[1].clone());
+                let expected = reference::sigmoid_gate(exact[0].clone(), exact[1].clone());
+                assert_rounded(&y, &expected, "y");
+                let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
+                for (index, what) in ["dx", "dgate"].into_iter().enumerate() {
+                    assert_rounded(&fast[index].grad(&grads).unwrap(), &exact[index].grad(&exact_grads).unwrap(), what);
+                }
             }
         }
     }

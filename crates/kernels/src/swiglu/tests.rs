@@ -65,17 +65,19 @@ fn thread_count_does_not_change_a_bit() {
 
 #[test]
 fn bf16_is_f32_rounded_once() {
-    let mut random = Random::new(4);
-    for (shape, strided) in [([1, 1], false), ([3, 7], true), ([0, 5], false), ([2, 1023], false), ([129, 1100], true)]
-    {
-        let [gate, up, upstream] = [12.0, 1.0, 1.0].map(|scale| random.narrow(shape, strided) * scale);
-        let (fast, exact) = ([&gate, &up].map(leaf), [&gate, &up].map(|t| leaf(&wide(t))));
-        let y = swiglu(fast[0].clone(), fast[1].clone());
-        let expected = reference::swiglu(exact[0].clone(), exact[1].clone());
-        assert_rounded(&y, &expected, "y");
-        let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
-        for (index, what) in ["dgate", "dup"].into_iter().enumerate() {
-            assert_rounded(&fast[index].grad(&grads).unwrap(), &exact[index].grad(&exact_grads).unwrap(), what);
+    for mut random in Random::everywhere_in_bf16(4) {
+        for (shape, strided) in
+            [([1, 1], false), ([3, 7], true), ([0, 5], false), ([2, 1023], false), ([129, 1100], true)]
+        {
+            let [gate, up, upstream] = [12.0, 1.0, 1.0].map(|scale| random.narrow(shape, strided) * scale);
+            let (fast, exact) = ([&gate, &up].map(leaf), [&gate, &up].map(|t| leaf(&wide(t))));
+            let y = swiglu(fast[0].clone(), fast[1].clone());
+            let expected = reference::swiglu(exact[0].clone(), exact[1].clone());
+            assert_rounded(&y, &expected, "y");
+            let (grads, exact_grads) = (backward(&y, &upstream), backward(&expected, &wide(&upstream)));
+            for (index, what) in ["dgate", "dup"].into_iter().enumerate() {
+                assert_rounded(&fast[index].grad(&grads).unwrap(), &exact[index].grad(&exact_grads).unwrap(), what);
+            }
         }
     }
 }

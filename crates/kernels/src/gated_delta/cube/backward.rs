@@ -25,7 +25,7 @@ impl Chunks {
     /// `dS = e^G[last]·dS' + (e^G ⊙ q̂)ᵀ·dO - Wᵀ·dN`, one chunk of all sequences after another; then, with
     /// `dX = (I + M)⁻ᵀ·dN` for `X = beta ⊙ R`: `dM = -dX·Nᵀ`, `dP = dO·Nᵀ`, `dv = beta ⊙ dX`,
     /// `dk̂ = -e^G ⊙ beta ⊙ dX·Sᵀ + F ⊙ N·dS'ᵀ` and `dq̂ = e^G ⊙ dO·Sᵀ` beside what comes from M and P.
-    pub(super) fn backward(self, slots: &Slots, states: Tensor<4>, dout: Tensor<4>) -> Change {
+    pub(super) fn backward(self, slots: &Slots, states: &Tensor<4>, dout: Tensor<4>) -> Change {
         let transposed = |x: &Tensor<4>| x.clone().swap_dims(2, 3);
         let writes = self.values.clone() - product(self.reads.clone(), states.clone());
         let dwrites = product(transposed(&self.weights), dout.clone());
@@ -57,9 +57,9 @@ impl Chunks {
         // k̂·k̂ᵀ depends on k̂ from both sides.
         let both = dkk.clone() + transposed(&dkk);
         let dk = product(both, self.k.clone()) + product(transposed(&dqk), self.q.clone())
-            - product(dv.clone() * self.reach.clone(), transposed(&states))
+            - product(dv.clone() * self.reach.clone(), transposed(states))
             + dfaded * self.remains.clone();
-        let dq = product(dqk, self.k.clone()) + product(dout * self.reach.clone(), transposed(&states));
+        let dq = product(dqk, self.k.clone()) + product(dout * self.reach, transposed(states));
         Change { dq, dk, dv, dg, dbeta: dbeta.squeeze_dim::<3>(3) + dbeta_of_mix }
     }
 

@@ -124,7 +124,7 @@ impl Backward<Cube, 5> for Step {
         let dout = dense(&Operand::constant(grads.consume::<Cube>(&ops.node)));
         let Saved { rule, states } = ops.state;
         let dout = Tensor::<4>::from_primitive::<Cube>(rule.slots.gather(&dout, rule.value_heads()));
-        let change = rule.chunks().backward(&rule.slots, states, dout);
+        let change = rule.chunks().backward(&rule.slots, &states, dout);
         let heads = |gradient: &Tensor<4>, heads| rule.slots.gather_back(gradient, heads, DType::F32);
         let units = rule.units();
         let of_unit = |norm: &Norm, gradient: &Tensor<4>, dtype| {
