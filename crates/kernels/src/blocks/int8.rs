@@ -11,6 +11,9 @@ use super::{Packed, for_blocks};
 /// Numbers that are read at a time, if rows are shorter.
 const PIECE: usize = 1 << 20;
 
+/// Adding and taking it away rounds a small number to an integer.
+const ROUND: f32 = 12_582_912.0;
+
 /// Rows of eight-bit integers.
 #[derive(Debug)]
 pub struct Int8 {
@@ -90,7 +93,9 @@ fn quantise_row(values: &[f32], codes: &mut [i8]) -> f32 {
     let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     for (code, value) in codes.iter_mut().zip(values) {
-        *code = (value * factor).round_ties_even().clamp(-127.0, 127.0) as i8;
+        // To the nearest integer, ties to even, where a rounding of its own would be a call.
+        let nearest = value.clamp(-largest, largest) * factor + ROUND - ROUND;
+        *code = nearest as i32 as i8;
     }
     largest / 127.0
 }
