@@ -41,7 +41,11 @@ def load_adapted(base, adapter):
 
     with safe_open(adapter / "adapter_model.safetensors", "pt") as f:
         written = {k: f.get_tensor(k) for k in f.keys()}
-    there = {k.replace(".default.", "."): v for k, v in model.named_parameters() if "lora_" in k}
+    there = {
+        k.replace(".modules_to_save.default.", ".").replace(".default.", "."): v
+        for k, v in model.named_parameters()
+        if "lora_" in k or ".modules_to_save.default." in k
+    }
     if set(there) != set(written):
         raise SystemExit(f"{adapter}: keys differ from PEFT's: {sorted(set(there) ^ set(written))[:6]}")
     for k, v in written.items():

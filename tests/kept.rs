@@ -154,12 +154,14 @@ fn weights_in_blocks_take_the_bytes_of_their_blocks() {
     let model = ModelDir::open(&directory).unwrap();
     let matrices = model.inventory.iter().filter(|tensor| matches!(tensor.role, Role::Linear(_)));
     let numbers: u64 = matrices.map(TensorSpec::elements).sum();
+    // Norms and tables; the matrices all lie in the file.
+    let (others, _) = loaded(&model, DType::F32.into());
     for (quantize, bits) in [(Quantize::Nf4, 4.15), (Quantize::Int8, 8.1), (Quantize::Q4_0, 4.5)] {
         let (held, planned) = loaded(&model, Storage { quantize, ..DType::F32.into() });
         let what = format!("{}: {held} bytes held, {planned} planned of {numbers} numbers", quantize.name());
         assert!(planned as f64 * 8.0 <= bits * numbers as f64, "{what}");
-        // Norms are few; scales of small tensors lie below what is counted.
-        assert!((held - planned as i64).unsigned_abs() * 50 < planned, "{what}");
+        // Ranges of small tensors' scales lie below what is counted.
+        assert!((held - others - planned as i64).unsigned_abs() * 200 < planned, "{what}, {others} others");
     }
     let options = WriteOptions {
         name: "m".to_owned(),
@@ -170,6 +172,6 @@ fn weights_in_blocks_take_the_bytes_of_their_blocks() {
     let report = gguf::write(&model, None, home.path(), &options).unwrap();
     let file = ModelDir::open(&report.models[0].files[0]).unwrap();
     let (held, planned) = loaded(&file, DType::F32.into());
-    assert!(held * 50 < planned as i64, "{held} bytes on the heap of {planned} in the file");
+    assert!(held <= others, "{held} bytes on the heap, {others} of them others, of {planned} in the file");
     assert!(planned as f64 * 8.0 < 5.5 * numbers as f64, "{planned} bytes of {numbers} numbers");
 }

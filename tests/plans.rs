@@ -30,7 +30,10 @@ fn peak(recipe: &str, settings: &[&str]) -> f64 {
 fn memory_is_predicted_within_a_tenth() {
     let large = ["--set", "run.global_batch=32", "--set", "run.steps=3"];
     let again = ["--set", "run.recompute=all"];
-    let cases: [(&str, Vec<&str>); 7] = [
+    let codes = ["--set", "optimizer.kind=adamw_8bit"];
+    let narrow = ["--set", "model.dtype=bf16", "--set", "full.master=bf16"];
+    let whole = ["--set", "lora.modules_to_save=[\"embed_tokens\"]"];
+    let cases: [(&str, Vec<&str>); 10] = [
         (LORA, vec![]),
         (LORA, [&large[..], &["--set", "model.quantize=nf4"]].concat()),
         (LORA, again.to_vec()),
@@ -38,6 +41,9 @@ fn memory_is_predicted_within_a_tenth() {
         (LORA, [&large[..], &again].concat()),
         (LORA, [&large[..], &["--set", "run.micro_batch=2", "--set", "lora.target=attention"]].concat()),
         (FULL, large.to_vec()),
+        (FULL, [&large[..], &codes].concat()),
+        (FULL, [&large[..], &codes, &narrow].concat()),
+        (LORA, [&large[..], &whole].concat()),
     ];
     for (recipe, settings) in cases {
         let (predicted, held) = (plan(recipe, &settings)["memory_bytes"].as_f64().unwrap(), peak(recipe, &settings));

@@ -26,11 +26,15 @@ const FAMILIES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe"
 /// Wide enough for the blocks of K types, and with more value heads than key heads in recurrences.
 fn config(family: &str) -> Value {
     let mut config = made_model::config(family);
-    let wider = json!({ "hidden_size": 256, "intermediate_size": 512, "vocab_size": 2048, "num_hidden_layers": 4 });
+    let wider = json!({ "hidden_size": 256, "intermediate_size": 512, "vocab_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8 });
     let fields = config.as_object_mut().unwrap();
     fields.extend(wider.as_object().unwrap().clone());
     for inner in ["moe_intermediate_size", "shared_expert_intermediate_size"] {
         fields.entry(inner).and_modify(|width| *width = 256.into());
+    }
+    if family == "qwen2_moe" {
+        // The only way that llama.cpp has.
+        config["norm_topk_prob"] = false.into();
     }
     config
 }

@@ -1,6 +1,6 @@
 //! SIGKILL at any moment: the run that goes on is the run that was never stopped.
 //!
-//! `KILL_ROUNDS` sets the number of rounds (4), `KILL_SEED` what they are drawn from; with `KILL_REPORT` every kill is
+//! `KILL_ROUNDS` sets the number of rounds (10), `KILL_SEED` what they are drawn from; with `KILL_REPORT` every kill is
 //! written to that file.
 
 use std::collections::BTreeMap;
@@ -53,18 +53,18 @@ fn moment(run: &Path) -> String {
 
 #[test]
 fn a_killed_run_that_goes_on_equals_the_uninterrupted_one() {
-    let rounds = number("KILL_ROUNDS", 6);
+    let rounds = number("KILL_ROUNDS", 10);
     let mut dice = Dice(number("KILL_SEED", u64::from(std::process::id())));
     let seed = dice.0;
     let mut report: BTreeMap<String, u64> = BTreeMap::new();
-    let whole = [Scene::lora as fn() -> Scene, Scene::full, Scene::experts].map(|make| {
+    let whole = [Scene::lora as fn() -> Scene, Scene::full, Scene::experts, Scene::compact, Scene::whole].map(|make| {
         let scene = make();
         let started = Instant::now();
         scene.succeed(scene.train(false, &[]));
         (make, started.elapsed(), scene.files())
     });
     for round in 0..rounds {
-        let (make, duration, expected) = &whole[(round % 3) as usize];
+        let (make, duration, expected) = &whole[(round % 5) as usize];
         let scene = make();
         let run = scene.run();
         let mut kills = Vec::new();

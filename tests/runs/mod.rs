@@ -3,6 +3,7 @@
 mod bad_step;
 mod base;
 mod changed;
+mod compact;
 mod disk;
 mod key_layout;
 mod kill;

@@ -71,6 +71,19 @@ fn experts() -> String {
         .replace("to = \"adapter\"", "to = \"gguf\"")
 }
 
+/// As [`full`], in bf16 throughout, with moments of eight bits.
+fn compact() -> String {
+    full()
+        .replace("\n\n[full]", "\ndtype = \"bf16\"\n\n[full]\nmaster = \"bf16\"")
+        .replace("[optimizer]", "[optimizer]\nkind = \"adamw_8bit\"")
+}
+
+/// Adapters with the embedding, which is the head too, and a norm trained whole beside them.
+fn whole() -> String {
+    LORA.replace("dropout = 0.1", "dropout = 0.1\nmodules_to_save = [\"embed_tokens\", \"layers.0.input_layernorm\"]")
+        .replace("[optimizer]", "[optimizer]\nkind = \"adamw_8bit\"")
+}
+
 pub(super) struct Scene {
     home: TempDir,
 }
@@ -82,6 +95,14 @@ impl Scene {
 
     pub(super) fn full() -> Self {
         Self::with(&full())
+    }
+
+    pub(super) fn compact() -> Self {
+        Self::with(&compact())
+    }
+
+    pub(super) fn whole() -> Self {
+        Self::with(&whole())
     }
 
     /// A recipe in which `ROOT` is the repository and relative paths begin in the scene's directory.

@@ -9,9 +9,9 @@ use burn::tensor::{DType, Device, Distribution};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use qwen_tune_kernels::{
-    Adapter, Groups, Routes, Segments, add, attention, causal_conv, combine, gated_delta, gated_delta_step, gated_norm,
-    grouped_linear, head_loss, linear, norm_rope, reference, rms_norm, rope, sigmoid_gate, spread, swiglu,
-    swiglu_joined,
+    Adapter, Blocks, Groups, Int8, Nf4, Packed, Routes, Segments, Weight, add, attention, causal_conv, combine,
+    gated_delta, gated_delta_step, gated_norm, grouped_linear, head_loss, linear, norm_rope, reference, rms_norm, rope,
+    sigmoid_gate, spread, swiglu, swiglu_joined,
 };
 
 const TOKENS: usize = 512;
@@ -106,6 +106,54 @@ mod lora_linear {
         forward_backward(bencher.counter(ItemsCount::new(2 * FLOPS)), &upstream, || {
             apply(form, tracked(&x), weight.clone(), tracked(&a), tracked(&b))
         });
+    }
+}
+
+/// A frozen weight by the form it is held in; decoding alone is in numbers.
+#[divan::bench_group]
+mod frozen_linear {
+    use super::*;
+
+    const FLOPS: usize = 2 * TOKENS * HIDDEN * WIDE;
+    const HELD: [&str; 4] = ["f32", "bf16", "nf4", "int8"];
+
+    fn packed(held: &str) -> Arc<dyn Packed> {
+        let read = |_: usize, part: &mut [f32]| {
+            part.iter_mut().enumerate().for_each(|(i, value)| *value = (i * 7919 % 1009) as f32 / 504.5 - 1.0);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        match held {
+            "nf4" => Arc::new(Nf4::quantise(WIDE * HIDDEN, read).expect("nothing fails")),
+            _ => Arc::new(Int8::quantise(WIDE, HIDDEN, read).expect("nothing fails")),
+        }
+    }
+
+    fn weight(held: &str) -> Weight<2> {
+        match held {
+            "f32" => draw([WIDE, HIDDEN]).into(),
+            "bf16" => draw([WIDE, HIDDEN]).cast(DType::BF16).into(),
+            held => Blocks::new(packed(held), [WIDE, HIDDEN]).into(),
+        }
+    }
+
+    #[divan::bench(args = HELD)]
+    fn forward(bencher: Bencher, held: &str) {
+        let (x, weight) = (draw([TOKENS, HIDDEN]), weight(held));
+        bencher.counter(ItemsCount::new(FLOPS)).bench_local(|| linear(x.clone(), weight.clone(), None, None));
+    }
+
+    #[divan::bench(args = HELD)]
+    fn backward(bencher: Bencher, held: &str) {
+        let (x, weight, upstream) = (draw([TOKENS, HIDDEN]), weight(held), draw([TOKENS, WIDE]));
+        forward_backward(bencher.counter(ItemsCount::new(2 * FLOPS)), &upstream, || {
+            linear(tracked(&x), weight.clone(), None, None)
+        });
+    }
+
+    #[divan::bench(args = ["nf4", "int8"])]
+    fn decode(bencher: Bencher, held: &str) {
+        let (packed, mut values) = (packed(held), vec![0.0; WIDE * HIDDEN]);
+        bencher.counter(ItemsCount::new(values.len())).bench_local(|| packed.decode(0, &mut values));
     }
 }
 

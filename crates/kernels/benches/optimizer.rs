@@ -2,10 +2,12 @@
 //! read and written.
 
 use burn::Tensor;
-use burn::tensor::{Device, Distribution};
+use burn::tensor::{DType, Device, Distribution};
 use divan::Bencher;
 use divan::counter::BytesCount;
-use qwen_tune_kernels::{AdamW, Trained, adamw, global_norm, reference};
+use qwen_tune_kernels::{
+    AdamW, Codes, CompactTrained, DynamicMap, Moment, Trained, adamw, adamw_compact, global_norm, reference,
+};
 
 const RULE: AdamW = AdamW { step: 10, learning_rate: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, clip: 0.5 };
 const LAYERS: usize = 28;
@@ -49,6 +51,43 @@ fn adamw_fast(bencher: Bencher) {
 #[divan::bench]
 fn adamw_reference(bencher: Bencher) {
     update(bencher, reference::adamw);
+}
+
+/// Moments as codes, values as they are or in bf16: 16 or 12 bytes a number instead of 28.
+fn compact(bencher: Bencher, dtype: DType) {
+    let mut values: Vec<Tensor<1>> = draw().into_iter().map(|value| value.cast(dtype)).collect();
+    let gradients = draw();
+    let codes = |gradient: &Tensor<1>, map| Moment::Codes(Codes::zeros(gradient.dims()[0], map, &Device::flex()));
+    let mut moments: Vec<[Moment; 2]> =
+        gradients.iter().map(|g| [codes(g, DynamicMap::Signed), codes(g, DynamicMap::Unsigned)]).collect();
+    let bytes_a_number = 4 + 2 * 2 + 2 * dtype.size();
+    let numbers = gradients.iter().map(|gradient| gradient.dims()[0]).sum::<usize>();
+    bencher.counter(BytesCount::new(numbers * bytes_a_number)).bench_local(|| {
+        let mut trained: Vec<CompactTrained<'_>> = values
+            .iter_mut()
+            .zip(&gradients)
+            .zip(&mut moments)
+            .map(|((value, gradient), [first, second])| CompactTrained {
+                value,
+                gradient,
+                first,
+                second,
+                weight_decay: 0.01,
+                key: 1,
+            })
+            .collect();
+        adamw_compact(&mut trained, &RULE);
+    });
+}
+
+#[divan::bench]
+fn adamw_compact_codes(bencher: Bencher) {
+    compact(bencher, DType::F32);
+}
+
+#[divan::bench]
+fn adamw_compact_codes_bf16(bencher: Bencher) {
+    compact(bencher, DType::BF16);
 }
 
 fn norm(bencher: Bencher, with: fn(&[&Tensor<1>]) -> f64) {

@@ -14,15 +14,18 @@ pub struct Dropout {
 }
 
 /// Odd constant of the splitmix64 sequence (Steele, Lea and Flood, 2014).
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The other two.
+pub(crate) const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 impl Dropout {
     /// Factor of the element at `index` in C order: 0 or `1/(1-p)`.
     #[inline(always)]
     pub(crate) fn factor(&self, index: u64) -> f32 {
         let mut z = self.key.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z = (z ^ (z >> 30)).wrapping_mul(MIX[0]);
+        z = (z ^ (z >> 27)).wrapping_mul(MIX[1]);
         let uniform = (z >> 40) as u32;
         if uniform < self.threshold() { 0.0 } else { self.scale() }
     }
@@ -43,12 +46,12 @@ impl Dropout {
 
     /// Below this, a 24-bit uniform number means "dropped".
     #[inline(always)]
-    fn threshold(&self) -> u32 {
+    pub(crate) fn threshold(&self) -> u32 {
         (f64::from(self.p) * f64::from(1u32 << 24)).round() as u32
     }
 
     #[inline(always)]
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         (1.0 / (1.0 - f64::from(self.p))) as f32
     }
 }

@@ -8,6 +8,7 @@
 //! | `mod.rs` | the public function: shapes, formula, what is kept for the backward pass |
 //! | `reference.rs` | plain tensor operations: the oracle, and the form for every device without an own one |
 //! | `flex.rs` | the CPU form for tensors on burn-flex: vectorised, threaded, hand-written backward |
+//! | `cube.rs` | the GPU form: kernels in CubeCL, for CUDA, Vulkan, Metal and DX12, hand-written backward |
 //!
 //! Letters in shapes: `T` tokens of all sequences on one flat axis, `N` query heads, `K` key/value heads, `d` head
 //! size, `D` hidden size, `V` vocabulary, `r` adapter rank; in linear attention `C` channels of the convolution, `K` key
@@ -32,6 +33,8 @@ mod cpu;
 mod dropout;
 mod gated_delta;
 mod gated_norm;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod grouped_linear;
 mod host_copy;
 mod input;
@@ -45,6 +48,8 @@ mod segments;
 mod sigmoid_gate;
 mod softmax;
 mod swiglu;
+#[cfg(feature = "gpu")]
+mod tape;
 mod token_logp;
 
 #[cfg(all(test, feature = "cpu"))]

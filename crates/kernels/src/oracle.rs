@@ -4,19 +4,32 @@
 use burn::Tensor;
 use burn::tensor::{DType, Device, Gradients, TensorData};
 
-/// A small generator, so that every test names its own numbers.
-pub(crate) struct Random(u64);
+/// A small generator, so that every test names its own numbers; its tensors lie on one device.
+pub(crate) struct Random {
+    state: u64,
+    device: Device,
+}
 
 impl Random {
+    /// On the CPU.
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self::on(&Device::flex(), seed)
+    }
+
+    fn on(device: &Device, seed: u64) -> Self {
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, device: device.clone() }
+    }
+
+    /// The same numbers on the CPU and on the GPU, where this build and machine have one.
+    pub(crate) fn everywhere(seed: u64) -> Vec<Self> {
+        [Some(Device::flex()), gpu()].into_iter().flatten().map(|device| Self::on(&device, seed)).collect()
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     pub(crate) fn below(&mut self, bound: usize) -> usize {
@@ -28,10 +41,10 @@ impl Random {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    /// A plain f32 tensor on burn-flex with elements in `-1..1`.
+    /// A plain f32 tensor with elements in `-1..1`.
     pub(crate) fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.unit()).collect();
-        Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+        Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 
     /// The same, but a view: the two last axes swapped, cut out of something larger.
@@ -55,6 +68,29 @@ impl Random {
         let outer = self.tensor(outer).cast(dtype);
         outer.narrow(D - 2, 1, shape[D - 1]).narrow(D - 1, 2, shape[D - 2]).swap_dims(D - 2, D - 1)
     }
+}
+
+/// The GPU that tests run on: the first one CUDA finds, else the first of wgpu's, which may be a software device.
+#[cfg(feature = "gpu")]
+pub(crate) fn gpu() -> Option<Device> {
+    static FOUND: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
+    let find = || {
+        let mut found: Vec<Device> = Vec::new();
+        #[cfg(feature = "cuda")]
+        found.extend(Device::enumerate(burn::tensor::DeviceType::Cuda).iter().cloned());
+        #[cfg(feature = "wgpu")]
+        found.extend(Device::enumerate(burn::tensor::DeviceType::Wgpu).iter().cloned());
+        #[cfg(feature = "vulkan")]
+        found.extend(Device::enumerate(burn::tensor::DeviceType::Vulkan).iter().cloned());
+        found.into_iter().next()
+    };
+    FOUND.get_or_init(find).clone()
+}
+
+/// This build has no GPU forms.
+#[cfg(not(feature = "gpu"))]
+pub(crate) fn gpu() -> Option<Device> {
+    None
 }
 
 /// The same numbers in f32, for the oracle of a bf16 form.
@@ -84,7 +120,7 @@ pub(crate) fn assert_nearly_rounded<const D: usize>(actual: &Tensor<D>, exact: &
 }
 
 pub(crate) fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f64> {
-    tensor.clone().inner().cast(DType::F64).into_data().try_to_vec::<f64>().unwrap()
+    tensor.clone().inner().into_data().convert::<f64>().try_to_vec::<f64>().unwrap()
 }
 
 /// Largest difference, relative to the largest expected value.
@@ -152,9 +188,9 @@ pub(crate) fn finite_differences<const D: usize, const E: usize>(
     Tensor::from_data(TensorData::new(slopes, shape), (&device, DType::F64))
 }
 
-/// f64 copy, for the constants of a finite difference.
+/// f64 copy on the CPU, for the constants of a finite difference.
 pub(crate) fn double<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
-    tensor.clone().inner().cast(DType::F64)
+    Tensor::from_data(TensorData::new(values(tensor), tensor.dims()), (&Device::flex(), DType::F64))
 }
 
 /// Runs `f` on a pool of `threads` threads.

@@ -37,7 +37,7 @@ fn yes() -> bool {
 }
 
 /// Number format of frozen weights, activations and their gradients. What is trained (adapters, or weights in full
-/// fine-tuning), its gradients and moments, the weights of norms and the loss are f32 whatever it is, and so are the sums inside
+/// fine-tuning unless `full.master` says otherwise), its gradients and moments, the weights of norms and the loss are f32 whatever it is, and so are the sums inside
 /// every operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -114,8 +114,9 @@ pub struct LoraConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plus_ratio: Option<f64>,
     /// Modules that are trained themselves, beside the adapters, and saved whole with them: names, paths or globs such as
-    /// `["embed_tokens", "lm_head"]`, where new tokens have to be learnt. They take the memory of full fine-tuning. Where the
-    /// head is the embedding (tied), either name means both, and both are saved.
+    /// `["embed_tokens", "lm_head"]`, where new tokens have to be learnt. They take the memory of full fine-tuning, and the
+    /// adapters' learning rate, of which a tenth is usual for them. Where the head is the embedding (tied), either name means
+    /// both, and both are saved.
     pub modules_to_save: Vec<String>,
     /// Which layers: `all`, or a list of indices and ranges such as `["0-3", 7]`.
     pub layers: LayerFilter,

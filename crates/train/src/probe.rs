@@ -31,6 +31,8 @@ pub struct Probe<'a> {
     pub batch: &'a Batch,
     /// Whether adapters drop inputs.
     pub dropout: bool,
+    /// How updates are made.
+    pub optimizer: &'a OptimizerConfig,
 }
 
 /// Seconds of a token, as measured.
@@ -181,7 +183,7 @@ impl Probe<'_> {
     /// Seconds of the update of one trained number.
     fn update(&self, decoder: &Decoder, parameters: &mut Parameters) -> f64 {
         let gradients = self.gradients(decoder, parameters, 0);
-        let mut optimizer = AdamW::new(OptimizerConfig::default(), parameters);
+        let mut optimizer = AdamW::new(self.optimizer.clone(), parameters);
         let numbers = parameters.elements().max(1) as f64;
         fastest(|| optimizer.step(parameters, &gradients, 1.0, 0.0)) / numbers
     }

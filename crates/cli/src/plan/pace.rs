@@ -58,6 +58,7 @@ impl Plan {
             objective: objective.as_ref(),
             batch,
             dropout: self.trained.dropout,
+            optimizer: &self.recipe.optimizer,
         };
         let pace = probe.run().map_err(|e| Diagnostics::from(Diagnostic::failure_from("load", &e)))?;
         Ok(Some(self.reckon(&pace, batch.ids.len())))

@@ -113,7 +113,7 @@ reports! {
     early_stop_without_evaluations: with!("[eval]\nfraction = 0.1\nearly_stop = 3");
     checkpoint_numbers: with!("[checkpoint]\nevery = 0\nkeep = 0");
     an_objective_that_is_planned: with!("[objective]\nkind = \"dpo\"");
-    adapters_that_are_planned: with!("[model.quantise]\n[lora]\ndora = true\nplus_ratio = 16.0\ninit = \"pissa\"\nmodules_to_save = [\"lm_head\"]");
+    adapters_that_are_planned: with!("[model.quantise]\n[lora]\ndora = true\nplus_ratio = 16.0\ninit = \"pissa\"");
     reports_that_are_planned: with!("[report]\ntensorboard = true\nhtml = true");
     types_of_gguf_that_are_none: with!("[[export]]\nto = \"gguf\"\nquant = [\"q4_k\", \"q8_0\"]\n\n[[export]]\nto = \"adapter-gguf\"\nquant = [\"f16\"]");
     a_balance_that_is_none: with!("[objective]\nrouter_aux_loss_coef = -0.001");

@@ -1,6 +1,8 @@
 //! Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101) and the norm of all gradients, over all
 //! trained tensors at once.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 pub(crate) mod reference;
@@ -69,6 +71,10 @@ pub fn adamw(trained: &mut [Trained<'_>], rule: &AdamW) {
     if flex::adamw(trained, rule) {
         return;
     }
+    #[cfg(feature = "gpu")]
+    if cube::adamw(trained, rule) {
+        return;
+    }
     reference::adamw(trained, rule);
 }
 
@@ -77,6 +83,10 @@ pub fn adamw(trained: &mut [Trained<'_>], rule: &AdamW) {
 pub fn global_norm(gradients: &[&Tensor<1>]) -> f64 {
     #[cfg(feature = "cpu")]
     if let Some(norm) = flex::global_norm(gradients) {
+        return norm;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(norm) = cube::global_norm(gradients) {
         return norm;
     }
     reference::global_norm(gradients)

@@ -70,15 +70,16 @@ fn gradients(random: &mut Random) -> Vec<Tensor<1>> {
 
 #[test]
 fn several_updates_agree_with_the_reference() {
-    let mut random = Random::new(1);
-    let mut fast = State::new(&mut random);
-    let mut expected = fast.clone();
-    for step in 1..=5 {
-        let (gradients, rule) = (gradients(&mut random), AdamW { step, clip: 1.0 / step as f64, ..RULE });
-        fast.update(&gradients, |trained| adamw(trained, &rule));
-        expected.update(&gradients, |trained| reference::adamw(trained, &rule));
-        for (fast, expected) in fast.tensors().zip(expected.tensors()) {
-            assert_close(fast, expected, &format!("{} numbers after {step} updates", expected.dims()[0]));
+    for mut random in Random::everywhere(1) {
+        let mut fast = State::new(&mut random);
+        let mut expected = fast.clone();
+        for step in 1..=5 {
+            let (gradients, rule) = (gradients(&mut random), AdamW { step, clip: 1.0 / step as f64, ..RULE });
+            fast.update(&gradients, |trained| adamw(trained, &rule));
+            expected.update(&gradients, |trained| reference::adamw(trained, &rule));
+            for (fast, expected) in fast.tensors().zip(expected.tensors()) {
+                assert_close(fast, expected, &format!("{} numbers after {step} updates", expected.dims()[0]));
+            }
         }
     }
 }
@@ -130,17 +131,18 @@ fn other_number_formats_take_the_reference() {
 
 #[test]
 fn the_norm_agrees_with_the_reference_and_with_f64() {
-    let mut random = Random::new(4);
-    let gradients = gradients(&mut random);
-    let gradients: Vec<&Tensor<1>> = gradients.iter().collect();
-    let norm = global_norm(&gradients);
-    let exact = gradients.iter().flat_map(|g| crate::oracle::values(g)).map(|g| g * g).sum::<f64>().sqrt();
-    assert!((norm / exact - 1.0).abs() < 1e-6, "{norm} for {exact}");
-    assert!((reference::global_norm(&gradients) / exact - 1.0).abs() < 1e-5);
-    assert_eq!(global_norm(&[]), 0.0);
-    assert_eq!(reference::global_norm(&[]), 0.0);
-    let wrong = Tensor::<1>::from_floats([1.0, f32::NAN], &Device::flex());
-    assert!(global_norm(&[gradients[3], &wrong]).is_nan());
+    for mut random in Random::everywhere(4) {
+        let gradients = gradients(&mut random);
+        let gradients: Vec<&Tensor<1>> = gradients.iter().collect();
+        let norm = global_norm(&gradients);
+        let exact = gradients.iter().flat_map(|g| crate::oracle::values(g)).map(|g| g * g).sum::<f64>().sqrt();
+        assert!((norm / exact - 1.0).abs() < 1e-6, "{norm} for {exact}");
+        assert!((reference::global_norm(&gradients) / exact - 1.0).abs() < 1e-5);
+        assert_eq!(global_norm(&[]), 0.0);
+        assert_eq!(reference::global_norm(&[]), 0.0);
+        let wrong = Tensor::<1>::from_floats([1.0, f32::NAN], &gradients[3].device());
+        assert!(global_norm(&[gradients[3], &wrong]).is_nan());
+    }
 }
 
 #[test]

@@ -43,12 +43,16 @@ impl DynamicMap {
 }
 
 /// Exponents below 1 that have buckets: the least number that is nearer to a code than to zero is above `2^-23`.
+#[cfg(feature = "cpu")]
 const EXPONENTS: u32 = 23;
 /// Buckets share sign, exponent and the upper seven bits of the fraction.
+#[cfg(feature = "cpu")]
 const BUCKET_BITS: u32 = 16;
 /// Bucket of `2^-23`.
+#[cfg(feature = "cpu")]
 const LOWEST: u32 = (127 - EXPONENTS) << 7;
 /// Buckets of one sign; the first takes all that is smaller, the last all from 1 on.
+#[cfg(feature = "cpu")]
 const BUCKETS: usize = (EXPONENTS << 7) as usize + 1;
 
 /// The numbers of a [`DynamicMap`], and how the nearest is found.
@@ -60,6 +64,7 @@ pub(crate) struct Codebook {
     /// number reaches.
     pub(crate) midpoints: [f32; 256],
     /// Code of the least number in each bucket, negative ones behind the others. No bucket holds two midpoints.
+    #[cfg(feature = "cpu")]
     least: [Vec<u8>; 2],
 }
 
@@ -70,19 +75,21 @@ impl Codebook {
             Some(above) => ((f64::from(numbers[code]) + f64::from(*above)) / 2.0) as f32,
             None => f32::NAN,
         });
-        let code = |x: f32| midpoints.partition_point(|&midpoint| midpoint <= x) as u8;
-        let edge = |bucket: u32| f32::from_bits((LOWEST + bucket) << BUCKET_BITS);
-        let positive = (0..BUCKETS as u32).map(|bucket| code(if bucket == 0 { 0.0 } else { edge(bucket) }));
-        let negative = (0..BUCKETS as u32).map(|bucket| code(-edge(bucket + 1).next_down()));
-        Self { numbers, midpoints, least: [positive.collect(), negative.collect()] }
+        Self {
+            #[cfg(feature = "cpu")]
+            least: least(&midpoints),
+            numbers,
+            midpoints,
+        }
     }
 
     /// Code of zero.
     pub(crate) fn zero(&self) -> u8 {
-        self.least[0][0]
+        self.midpoints.partition_point(|&midpoint| midpoint <= 0.0) as u8
     }
 
     /// Code of the number nearest to `x`, of two the upper one. `x` is in `-1..=1`; anything else gets some code.
+    #[cfg(feature = "cpu")]
     #[inline(always)]
     pub(crate) fn nearest(&self, x: f32) -> u8 {
         let bits = x.to_bits();
@@ -92,7 +99,17 @@ impl Codebook {
     }
 }
 
-#[cfg(test)]
+/// See [`Codebook::least`].
+#[cfg(feature = "cpu")]
+fn least(midpoints: &[f32; 256]) -> [Vec<u8>; 2] {
+    let code = |x: f32| midpoints.partition_point(|&midpoint| midpoint <= x) as u8;
+    let edge = |bucket: u32| f32::from_bits((LOWEST + bucket) << BUCKET_BITS);
+    let positive = (0..BUCKETS as u32).map(|bucket| code(if bucket == 0 { 0.0 } else { edge(bucket) }));
+    let negative = (0..BUCKETS as u32).map(|bucket| code(-edge(bucket + 1).next_down()));
+    [positive.collect(), negative.collect()]
+}
+
+#[cfg(all(test, feature = "cpu"))]
 mod tests {
     use super::*;
 

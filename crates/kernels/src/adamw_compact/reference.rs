@@ -11,7 +11,9 @@ use crate::adamw::reference::{adamw, taken};
 
 /// [`crate::adamw_compact`] in plain tensor operations; random bits come from the host.
 pub fn adamw_compact(trained: &mut [CompactTrained<'_>], rule: &AdamW) {
-    for CompactTrained { value, gradient, first, second, weight_decay, key } in trained {
+    // Burn cuts nothing out of an empty tensor.
+    for trained in trained.iter_mut().filter(|trained| trained.gradient.dims() != [0]) {
+        let CompactTrained { value, gradient, first, second, weight_decay, key } = trained;
         let dtype = value.dtype();
         let mut wide = taken(value).cast(DType::F32);
         let (mut m, mut v) = (widened(first, DynamicMap::Signed), widened(second, DynamicMap::Unsigned));

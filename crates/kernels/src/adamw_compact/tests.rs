@@ -338,7 +338,8 @@ fn ten_steps_are_those_of_torchao() {
         };
         for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
             let moved = (theirs - f64::from(start[index])).abs();
-            let most = if is_bf16 { 0.0 } else { 3e-7 + 1e-5 * moved };
+            // Each step two roundings of a number below 1, by 3e-8 each, and the factor of the decay rounded, by 2e-8.
+            let most = if is_bf16 { 0.0 } else { 8e-7 + 1e-5 * moved };
             assert!((ours - theirs).abs() <= most, "{name}: value {index} is {ours}, not {theirs}");
         }
     }

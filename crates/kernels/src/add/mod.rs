@@ -1,5 +1,7 @@
 //! The sum of a residual connection.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -15,6 +17,11 @@ pub fn add<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<D> {
     assert_eq!(x.dtype(), y.dtype(), "add: x and y must have one dtype");
     #[cfg(feature = "cpu")]
     let [x, y] = match flex::add(x, y) {
+        Ok(sum) => return sum,
+        Err(operands) => operands,
+    };
+    #[cfg(feature = "gpu")]
+    let [x, y] = match cube::add(x, y) {
         Ok(sum) => return sum,
         Err(operands) => operands,
     };

@@ -6,43 +6,46 @@ use crate::oracle::{Random, assert_close, assert_rounded, assert_same_bits, back
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for shape in [[1, 1], [3, 7], [0, 5], [2, 1023], [129, 1100]] {
-        for strided in [false, true] {
-            let mut draw = || if strided { random.view(shape) } else { random.tensor(shape) };
-            let [x, y, upstream] = [draw(), draw(), draw()];
-            let (tx, ty) = (leaf(&x), leaf(&y));
-            let sum = add(tx.clone(), ty.clone());
-            assert_same_bits(&sum, &reference::add(x.clone(), y.clone()), "tracked sum");
-            let grads = backward(&sum, &upstream);
-            assert_close(&tx.grad(&grads).unwrap(), &upstream, "dx");
-            assert_close(&ty.grad(&grads).unwrap(), &upstream, "dy");
-            let grads = backward(&add(tx.clone(), y), &upstream);
-            assert_close(&tx.grad(&grads).unwrap(), &upstream, "dx beside a constant");
+    for mut random in Random::everywhere(1) {
+        for shape in [[1, 1], [3, 7], [0, 5], [2, 1023], [129, 1100]] {
+            for strided in [false, true] {
+                let mut draw = || if strided { random.view(shape) } else { random.tensor(shape) };
+                let [x, y, upstream] = [draw(), draw(), draw()];
+                let (tx, ty) = (leaf(&x), leaf(&y));
+                let sum = add(tx.clone(), ty.clone());
+                assert_same_bits(&sum, &reference::add(x.clone(), y.clone()), "tracked sum");
+                let grads = backward(&sum, &upstream);
+                assert_close(&tx.grad(&grads).unwrap(), &upstream, "dx");
+                assert_close(&ty.grad(&grads).unwrap(), &upstream, "dy");
+                let grads = backward(&add(tx.clone(), y), &upstream);
+                assert_close(&tx.grad(&grads).unwrap(), &upstream, "dx beside a constant");
+            }
         }
     }
 }
 
 #[test]
 fn an_operand_that_is_used_again_is_left_as_it_is() {
-    let mut random = Random::new(2);
-    let (x, y) = (random.tensor([5, 9]), random.tensor([5, 9]));
-    let (x_copy, y_copy) = (x.clone() * 1.0, y.clone() * 1.0);
-    let expected = reference::add(x.clone(), y.clone());
-    assert_same_bits(&add(x.clone(), y.clone()), &expected, "into a new buffer");
-    assert_same_bits(&add(x.clone(), y.clone() * 1.0), &expected, "into y");
-    assert_same_bits(&add(x.clone() * 1.0, y.clone()), &expected, "into x");
-    assert_same_bits(&add(x.clone(), x.clone()), &(x.clone() * 2.0), "twice the same");
-    assert_same_bits(&x, &x_copy, "x");
-    assert_same_bits(&y, &y_copy, "y");
+    for mut random in Random::everywhere(2) {
+        let (x, y) = (random.tensor([5, 9]), random.tensor([5, 9]));
+        let (x_copy, y_copy) = (x.clone() * 1.0, y.clone() * 1.0);
+        let expected = reference::add(x.clone(), y.clone());
+        assert_same_bits(&add(x.clone(), y.clone()), &expected, "into a new buffer");
+        assert_same_bits(&add(x.clone(), y.clone() * 1.0), &expected, "into y");
+        assert_same_bits(&add(x.clone() * 1.0, y.clone()), &expected, "into x");
+        assert_same_bits(&add(x.clone(), x.clone()), &(x.clone() * 2.0), "twice the same");
+        assert_same_bits(&x, &x_copy, "x");
+        assert_same_bits(&y, &y_copy, "y");
+    }
 }
 
 #[test]
 fn both_uses_of_a_tensor_get_a_gradient() {
-    let mut random = Random::new(3);
-    let (x, upstream) = (leaf(&random.tensor([4, 6])), random.tensor([4, 6]));
-    let y = add(x.clone(), add(x.clone() * 3.0, x.clone()));
-    assert_close(&x.grad(&backward(&y, &upstream)).unwrap(), &(upstream * 5.0), "dx");
+    for mut random in Random::everywhere(3) {
+        let (x, upstream) = (leaf(&random.tensor([4, 6])), random.tensor([4, 6]));
+        let y = add(x.clone(), add(x.clone() * 3.0, x.clone()));
+        assert_close(&x.grad(&backward(&y, &upstream)).unwrap(), &(upstream * 5.0), "dx");
+    }
 }
 
 #[test]

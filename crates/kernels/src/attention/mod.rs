@@ -2,6 +2,10 @@
 
 #[cfg(feature = "cpu")]
 mod backward;
+#[cfg(any(feature = "gpu", test))]
+mod blockwise;
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -41,6 +45,10 @@ pub fn attention(
     segments.assert_covers(tokens);
     #[cfg(feature = "cpu")]
     if let Some(out) = flex::attention([&q, &k], &v, segments, scale, window) {
+        return out;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(out) = cube::attention([&q, &k], &v, segments, scale, window) {
         return out;
     }
     reference::attention(q.into_tensor(), k.into_tensor(), v, segments, scale, window)

@@ -26,31 +26,32 @@ const CASES: &[Case] = &[
 
 #[test]
 fn agrees_with_the_reference() {
-    let mut random = Random::new(1);
-    for &(lens, heads, kv_heads, size, window) in CASES {
-        for strided in [false, true] {
-            let segments = Segments::packed(lens);
-            let tokens = segments.tokens();
-            let mut draw = |heads| {
-                let shape = [tokens, heads, size];
-                if strided { random.view(shape) } else { random.tensor(shape) }
-            };
-            let plain = [draw(heads), draw(kv_heads), draw(kv_heads)];
-            let upstream = draw(heads);
-            let scale = 2.0 / (size as f32).sqrt();
-            let (fast, expected) = (plain.each_ref().map(leaf), plain.each_ref().map(leaf));
-            let run = |[q, k, v]: [Tensor<3>; 3]| attention(q, k, v, &segments, scale, window);
-            let y = run(fast.clone());
-            let [q, k, v] = expected.clone();
-            let expected_y = reference::attention(q, k, v, &segments, scale, window);
-            let case = format!("{lens:?} {heads}/{kv_heads} x {size}, window {window:?}, strided {strided}");
-            assert_close(&y, &expected_y, &case);
-            assert_close(&run(plain), &expected_y, &format!("plain {case}"));
-            let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
-            for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
-                let (grad, expected) =
-                    (fast[index].grad(&grads).unwrap(), expected[index].grad(&expected_grads).unwrap());
-                assert_close(&grad, &expected, &format!("{name} of {case}"));
+    for mut random in Random::everywhere(1) {
+        for &(lens, heads, kv_heads, size, window) in CASES {
+            for strided in [false, true] {
+                let segments = Segments::packed(lens);
+                let tokens = segments.tokens();
+                let mut draw = |heads| {
+                    let shape = [tokens, heads, size];
+                    if strided { random.view(shape) } else { random.tensor(shape) }
+                };
+                let plain = [draw(heads), draw(kv_heads), draw(kv_heads)];
+                let upstream = draw(heads);
+                let scale = 2.0 / (size as f32).sqrt();
+                let (fast, expected) = (plain.each_ref().map(leaf), plain.each_ref().map(leaf));
+                let run = |[q, k, v]: [Tensor<3>; 3]| attention(q, k, v, &segments, scale, window);
+                let y = run(fast.clone());
+                let [q, k, v] = expected.clone();
+                let expected_y = reference::attention(q, k, v, &segments, scale, window);
+                let case = format!("{lens:?} {heads}/{kv_heads} x {size}, window {window:?}, strided {strided}");
+                assert_close(&y, &expected_y, &case);
+                assert_close(&run(plain), &expected_y, &format!("plain {case}"));
+                let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+                for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+                    let (grad, expected) =
+                        (fast[index].grad(&grads).unwrap(), expected[index].grad(&expected_grads).unwrap());
+                    assert_close(&grad, &expected, &format!("{name} of {case}"));
+                }
             }
         }
     }
@@ -58,40 +59,42 @@ fn agrees_with_the_reference() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    let mut random = Random::new(2);
-    let segments = Segments::packed(&[4, 2]);
-    let [q, k, v] = [random.tensor([6, 4, 3]), random.tensor([6, 2, 3]), random.tensor([6, 2, 3])];
-    let upstream = random.tensor([6, 4, 3]);
-    for window in [None, Some(2)] {
-        let tracked = [leaf(&q), leaf(&k), leaf(&v)];
-        let [tq, tk, tv] = tracked.clone();
-        let grads = backward(&attention(tq, tk, tv, &segments, 0.7, window), &upstream);
-        let slopes = [
-            finite_differences(&q, &upstream, |q| {
-                reference::attention(q, double(&k), double(&v), &segments, 0.7, window)
-            }),
-            finite_differences(&k, &upstream, |k| {
-                reference::attention(double(&q), k, double(&v), &segments, 0.7, window)
-            }),
-            finite_differences(&v, &upstream, |v| {
-                reference::attention(double(&q), double(&k), v, &segments, 0.7, window)
-            }),
-        ];
-        for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
-            assert_close(&double(&tracked[index].grad(&grads).unwrap()), &slopes[index], name);
+    for mut random in Random::everywhere(2) {
+        let segments = Segments::packed(&[4, 2]);
+        let [q, k, v] = [random.tensor([6, 4, 3]), random.tensor([6, 2, 3]), random.tensor([6, 2, 3])];
+        let upstream = random.tensor([6, 4, 3]);
+        for window in [None, Some(2)] {
+            let tracked = [leaf(&q), leaf(&k), leaf(&v)];
+            let [tq, tk, tv] = tracked.clone();
+            let grads = backward(&attention(tq, tk, tv, &segments, 0.7, window), &upstream);
+            let slopes = [
+                finite_differences(&q, &upstream, |q| {
+                    reference::attention(q, double(&k), double(&v), &segments, 0.7, window)
+                }),
+                finite_differences(&k, &upstream, |k| {
+                    reference::attention(double(&q), k, double(&v), &segments, 0.7, window)
+                }),
+                finite_differences(&v, &upstream, |v| {
+                    reference::attention(double(&q), double(&k), v, &segments, 0.7, window)
+                }),
+            ];
+            for (index, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+                assert_close(&double(&tracked[index].grad(&grads).unwrap()), &slopes[index], name);
+            }
         }
     }
 }
 
 #[test]
 fn packed_is_separate() {
-    let mut random = Random::new(3);
-    let [q, k, v] = [random.tensor([90, 4, 16]), random.tensor([90, 2, 16]), random.tensor([90, 2, 16])];
-    let packed = attention(q.clone(), k.clone(), v.clone(), &Segments::packed(&[70, 20]), 0.25, None);
-    for (start, len) in [(0, 70), (70, 20)] {
-        let [q, k, v] = [&q, &k, &v].map(|t| t.clone().narrow(0, start, len));
-        let alone = attention(q, k, v, &Segments::packed(&[len]), 0.25, None);
-        assert_close(&packed.clone().narrow(0, start, len), &alone, "a packed sequence");
+    for mut random in Random::everywhere(3) {
+        let [q, k, v] = [random.tensor([90, 4, 16]), random.tensor([90, 2, 16]), random.tensor([90, 2, 16])];
+        let packed = attention(q.clone(), k.clone(), v.clone(), &Segments::packed(&[70, 20]), 0.25, None);
+        for (start, len) in [(0, 70), (70, 20)] {
+            let [q, k, v] = [&q, &k, &v].map(|t| t.clone().narrow(0, start, len));
+            let alone = attention(q, k, v, &Segments::packed(&[len]), 0.25, None);
+            assert_close(&packed.clone().narrow(0, start, len), &alone, "a packed sequence");
+        }
     }
 }
 
@@ -171,5 +174,56 @@ fn thread_count_does_not_change_a_bit_of_bf16() {
     };
     for (one, three) in run(1).iter().zip(&run(3)) {
         assert_same_bits(one, three, "an output or gradient");
+    }
+}
+
+/// The form out of products on the CPU, with plain steps between them.
+#[test]
+fn blocks_of_products_agree_with_the_reference() {
+    use super::blockwise::{Layout, Plain};
+
+    let mut random = Random::new(8);
+    for &(lens, heads, kv_heads, size, window) in CASES {
+        let segments = Segments::packed(lens);
+        let mut draw = |heads| random.view([segments.tokens(), heads, size]);
+        let (qkv, upstream) = ([draw(heads), draw(kv_heads), draw(kv_heads)], draw(heads));
+        let scale = 2.0 / (size as f32).sqrt();
+        let group = heads / kv_heads;
+        let layout = Layout { kv_heads, group, size, scale, window, segments: segments.clone() };
+        let (out, sums) = layout.forward::<Plain>(qkv.clone());
+        let expected = qkv.each_ref().map(leaf);
+        let [q, k, v] = expected.clone();
+        let expected_out = reference::attention(q, k, v, &segments, scale, window);
+        let case = format!("{lens:?} {heads}/{kv_heads} x {size}, window {window:?}");
+        assert_close(&out, &expected_out, &case);
+        let grads = backward(&expected_out, &upstream);
+        let gradients = layout.backward::<Plain>(qkv, &out, sums, upstream);
+        for ((gradient, expected), name) in gradients.iter().zip(&expected).zip(["dq", "dk", "dv"]) {
+            assert_close(gradient, &expected.grad(&grads).unwrap(), &format!("{name} of {case}"));
+        }
+    }
+}
+
+/// Every token is a query of one block, and each block has the keys its queries see.
+#[test]
+fn blocks_cover_the_tokens_and_what_they_see() {
+    use super::blockwise::Layout;
+
+    for (lens, heads, window) in [(&[5000][..], 32, None), (&[100, 3, 900], 64, Some(70)), (&[1; 3000], 8, None)] {
+        let segments = Segments::packed(lens);
+        let layout = Layout { kv_heads: 4, group: heads / 4, size: 8, scale: 1.0, window, segments: segments.clone() };
+        let (blocks, first_keys) = (layout.blocks(), layout.first_keys());
+        assert!(
+            blocks
+                .iter()
+                .map(|block| block.tokens.start)
+                .eq([0].into_iter().chain(blocks.iter().map(|b| b.tokens.end)).take(blocks.len()))
+        );
+        assert_eq!(blocks.last().unwrap().tokens.end, segments.tokens());
+        for block in &blocks {
+            assert!(block.tokens.clone().all(|token| first_keys[token] >= block.from));
+            assert!(block.from % 64 == 0 && first_keys[block.tokens.start] - block.from < 64);
+        }
+        assert!(blocks.len() <= segments.tokens() / 64 + 1);
     }
 }

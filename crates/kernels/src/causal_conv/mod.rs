@@ -1,5 +1,7 @@
 //! Depthwise causal convolution in front of linear attention (Yang, Kautz and Hatamizadeh, 2024), with its activation.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -27,6 +29,10 @@ pub fn causal_conv(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, seg
     segments.assert_covers(tokens);
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::causal_conv(&x, &weight, bias.as_ref(), segments) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::causal_conv(&x, &weight, bias.as_ref(), segments) {
         return y;
     }
     reference::causal_conv(x, weight, bias, segments)

@@ -11,36 +11,42 @@ use crate::oracle::{
 
 #[test]
 fn agrees_with_the_reference() {
-    let mut random = Random::new(1);
-    for (lens, channels, kernel) in
-        [(&[1][..], 1, 4), (&[3], 5, 4), (&[2, 0, 1, 9], 33, 4), (&[300, 40], 64, 4), (&[7, 5], 16, 1), (&[6], 3, 2)]
-    {
-        for strided in [false, true] {
-            let segments = Segments::packed(lens);
-            let shape = [segments.tokens(), channels];
-            let mut draw = |shape: [usize; 2]| if strided { random.view(shape) } else { random.tensor(shape) };
-            let (x, weight, upstream) = (draw(shape) * 3.0, draw([channels, kernel]), draw(shape));
-            let bias = random.tensor([channels]);
-            for bias in [None, Some(bias)] {
-                let fast = (leaf(&x), leaf(&weight), bias.as_ref().map(leaf));
-                let expected = (leaf(&x), leaf(&weight), bias.as_ref().map(leaf));
-                let y = causal_conv(fast.0.clone(), fast.1.clone(), fast.2.clone(), &segments);
-                let (ex, ew, eb) = expected.clone();
-                let expected_y = reference::causal_conv(ex, ew, eb, &segments);
-                let case = format!("{lens:?} x {channels}, kernel {kernel}, strided {strided}");
-                assert_close(&y, &expected_y, &case);
-                assert_close(&causal_conv(x.clone(), weight.clone(), bias, &segments), &expected_y, &case);
-                let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
-                let grad = |leaf: &Tensor<2>, grads| leaf.grad(grads).unwrap();
-                assert_close(&grad(&fast.0, &grads), &grad(&expected.0, &expected_grads), &format!("dx of {case}"));
-                assert_close(
-                    &grad(&fast.1, &grads),
-                    &grad(&expected.1, &expected_grads),
-                    &format!("dweight of {case}"),
-                );
-                if let (Some(fast), Some(expected)) = (&fast.2, &expected.2) {
-                    let (dbias, expected) = (fast.grad(&grads).unwrap(), expected.grad(&expected_grads).unwrap());
-                    assert_close(&dbias, &expected, &format!("dbias of {case}"));
+    for mut random in Random::everywhere(1) {
+        for (lens, channels, kernel) in [
+            (&[1][..], 1, 4),
+            (&[3], 5, 4),
+            (&[2, 0, 1, 9], 33, 4),
+            (&[300, 40], 64, 4),
+            (&[7, 5], 16, 1),
+            (&[6], 3, 2),
+        ] {
+            for strided in [false, true] {
+                let segments = Segments::packed(lens);
+                let shape = [segments.tokens(), channels];
+                let mut draw = |shape: [usize; 2]| if strided { random.view(shape) } else { random.tensor(shape) };
+                let (x, weight, upstream) = (draw(shape) * 3.0, draw([channels, kernel]), draw(shape));
+                let bias = random.tensor([channels]);
+                for bias in [None, Some(bias)] {
+                    let fast = (leaf(&x), leaf(&weight), bias.as_ref().map(leaf));
+                    let expected = (leaf(&x), leaf(&weight), bias.as_ref().map(leaf));
+                    let y = causal_conv(fast.0.clone(), fast.1.clone(), fast.2.clone(), &segments);
+                    let (ex, ew, eb) = expected.clone();
+                    let expected_y = reference::causal_conv(ex, ew, eb, &segments);
+                    let case = format!("{lens:?} x {channels}, kernel {kernel}, strided {strided}");
+                    assert_close(&y, &expected_y, &case);
+                    assert_close(&causal_conv(x.clone(), weight.clone(), bias, &segments), &expected_y, &case);
+                    let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+                    let grad = |leaf: &Tensor<2>, grads| leaf.grad(grads).unwrap();
+                    assert_close(&grad(&fast.0, &grads), &grad(&expected.0, &expected_grads), &format!("dx of {case}"));
+                    assert_close(
+                        &grad(&fast.1, &grads),
+                        &grad(&expected.1, &expected_grads),
+                        &format!("dweight of {case}"),
+                    );
+                    if let (Some(fast), Some(expected)) = (&fast.2, &expected.2) {
+                        let (dbias, expected) = (fast.grad(&grads).unwrap(), expected.grad(&expected_grads).unwrap());
+                        assert_close(&dbias, &expected, &format!("dbias of {case}"));
+                    }
                 }
             }
         }
@@ -49,24 +55,25 @@ fn agrees_with_the_reference() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    let mut random = Random::new(2);
-    let segments = Segments::packed(&[5, 2]);
-    let (x, weight, bias, upstream) =
-        (random.tensor([7, 3]), random.tensor([3, 4]), random.tensor([3]), random.tensor([7, 3]));
-    let (tx, tw, tb) = (leaf(&x), leaf(&weight), leaf(&bias));
-    let grads = backward(&causal_conv(tx.clone(), tw.clone(), Some(tb.clone()), &segments), &upstream);
-    let dx = finite_differences(&x, &upstream, |x| {
-        reference::causal_conv(x, double(&weight), Some(double(&bias)), &segments)
-    });
-    let dw = finite_differences(&weight, &upstream, |weight| {
-        reference::causal_conv(double(&x), weight, Some(double(&bias)), &segments)
-    });
-    let db = finite_differences(&bias, &upstream, |bias| {
-        reference::causal_conv(double(&x), double(&weight), Some(bias), &segments)
-    });
-    assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
-    assert_close(&double(&tw.grad(&grads).unwrap()), &dw, "dweight");
-    assert_close(&double(&tb.grad(&grads).unwrap()), &db, "dbias");
+    for mut random in Random::everywhere(2) {
+        let segments = Segments::packed(&[5, 2]);
+        let (x, weight, bias, upstream) =
+            (random.tensor([7, 3]), random.tensor([3, 4]), random.tensor([3]), random.tensor([7, 3]));
+        let (tx, tw, tb) = (leaf(&x), leaf(&weight), leaf(&bias));
+        let grads = backward(&causal_conv(tx.clone(), tw.clone(), Some(tb.clone()), &segments), &upstream);
+        let dx = finite_differences(&x, &upstream, |x| {
+            reference::causal_conv(x, double(&weight), Some(double(&bias)), &segments)
+        });
+        let dw = finite_differences(&weight, &upstream, |weight| {
+            reference::causal_conv(double(&x), weight, Some(double(&bias)), &segments)
+        });
+        let db = finite_differences(&bias, &upstream, |bias| {
+            reference::causal_conv(double(&x), double(&weight), Some(bias), &segments)
+        });
+        assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
+        assert_close(&double(&tw.grad(&grads).unwrap()), &dw, "dweight");
+        assert_close(&double(&tb.grad(&grads).unwrap()), &db, "dbias");
+    }
 }
 
 #[test]
@@ -83,18 +90,19 @@ fn the_last_column_of_the_weight_meets_the_token_itself() {
 
 #[test]
 fn columns_of_a_wider_tensor_are_read_where_they_lie() {
-    let mut random = Random::new(6);
-    let (wide, weight, upstream) = (random.tensor([9, 20]), random.tensor([8, 4]), random.tensor([9, 8]));
-    let segments = Segments::packed(&[4, 5]);
-    let tracked = leaf(&wide);
-    let view = tracked.clone().narrow(1, 5, 8);
-    let copy = leaf(&view);
-    let y = causal_conv(view, weight.clone(), None, &segments);
-    let expected = causal_conv(copy.clone(), weight, None, &segments);
-    assert_same_bits(&y, &expected, "y");
-    let (dwide, dcopy) =
-        (tracked.grad(&backward(&y, &upstream)).unwrap(), copy.grad(&backward(&expected, &upstream)).unwrap());
-    assert_same_bits(&dwide.narrow(1, 5, 8), &dcopy, "dx");
+    for mut random in Random::everywhere(6) {
+        let (wide, weight, upstream) = (random.tensor([9, 20]), random.tensor([8, 4]), random.tensor([9, 8]));
+        let segments = Segments::packed(&[4, 5]);
+        let tracked = leaf(&wide);
+        let view = tracked.clone().narrow(1, 5, 8);
+        let copy = leaf(&view);
+        let y = causal_conv(view, weight.clone(), None, &segments);
+        let expected = causal_conv(copy.clone(), weight, None, &segments);
+        assert_same_bits(&y, &expected, "y");
+        let (dwide, dcopy) =
+            (tracked.grad(&backward(&y, &upstream)).unwrap(), copy.grad(&backward(&expected, &upstream)).unwrap());
+        assert_same_bits(&dwide.narrow(1, 5, 8), &dcopy, "dx");
+    }
 }
 
 #[test]
@@ -110,19 +118,20 @@ fn packed_is_separate_bit_for_bit_and_sees_no_neighbour() {
 
 #[test]
 fn steps_continue_a_sequence() {
-    let mut random = Random::new(4);
-    let (x, weight, bias) = (random.tensor([9, 6]), random.tensor([6, 4]), random.tensor([6]));
-    let whole = causal_conv(x.clone(), weight.clone(), Some(bias.clone()), &Segments::packed(&[9]));
-    let mut history = Tensor::zeros([3, 6], &x.device());
-    let (mut outputs, mut start) = (Vec::new(), 0);
-    for tokens in [5, 1, 1, 2] {
-        let (y, next) =
-            causal_conv_step(history, x.clone().narrow(0, start, tokens), weight.clone(), Some(bias.clone()));
-        (history, start) = (next, start + tokens);
-        outputs.push(y);
+    for mut random in Random::everywhere(4) {
+        let (x, weight, bias) = (random.tensor([9, 6]), random.tensor([6, 4]), random.tensor([6]));
+        let whole = causal_conv(x.clone(), weight.clone(), Some(bias.clone()), &Segments::packed(&[9]));
+        let mut history = Tensor::zeros([3, 6], &x.device());
+        let (mut outputs, mut start) = (Vec::new(), 0);
+        for tokens in [5, 1, 1, 2] {
+            let (y, next) =
+                causal_conv_step(history, x.clone().narrow(0, start, tokens), weight.clone(), Some(bias.clone()));
+            (history, start) = (next, start + tokens);
+            outputs.push(y);
+        }
+        assert_close(&Tensor::cat(outputs, 0), &whole, "the steps");
+        assert_same_bits(&history, &x.narrow(0, 6, 3), "the history");
     }
-    assert_close(&Tensor::cat(outputs, 0), &whole, "the steps");
-    assert_same_bits(&history, &x.narrow(0, 6, 3), "the history");
 }
 
 #[test]

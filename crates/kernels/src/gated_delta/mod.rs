@@ -4,6 +4,8 @@
 mod backward;
 #[cfg(feature = "cpu")]
 mod chunk;
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -40,6 +42,10 @@ pub fn gated_delta(
     segments.assert_covers(q.dims()[0]);
     #[cfg(feature = "cpu")]
     if let Some(out) = flex::gated_delta(&q, &k, &v, &g, &beta, segments) {
+        return out;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(out) = cube::gated_delta(&q, &k, &v, &g, &beta, segments) {
         return out;
     }
     reference::gated_delta(q, k, v, g, beta, segments)

@@ -1,5 +1,7 @@
 //! The norm behind linear attention: normalised, then gated.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -28,6 +30,11 @@ impl<const D: usize> Input<D> {
         #[cfg(feature = "cpu")]
         if let Some(y) = flex::gated_norm(&x, &z, &weight, eps) {
             return y;
+        }
+        #[cfg(feature = "gpu")]
+        if let Some(y) = cube::gated_norm(&x, &z, &weight, eps) {
+            let (x, z, weight) = (x.inner(), z.inner(), weight.inner());
+            return Self::formed_as(y, move || cube::gated_norm(&x, &z, &weight, eps));
         }
         reference::gated_norm(x, z, weight, eps).into()
     }

@@ -11,42 +11,48 @@ const EPS: f64 = 1e-6;
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for shape in [[1, 1, 2], [3, 2, 5], [7, 4, 33], [200, 3, 100]] {
-        for strided in [false, true] {
-            let mut draw = |scale: f32| (if strided { random.view(shape) } else { random.tensor(shape) }) * scale;
-            let (x, z, upstream) = (draw(1.0), draw(8.0), draw(1.0));
-            let weight = random.tensor([shape[2]]);
-            let (fast, expected) = ([leaf(&x), leaf(&z)], [leaf(&x), leaf(&z)]);
-            let (fast_weight, expected_weight) = (leaf(&weight), leaf(&weight));
-            let y = gated_norm(fast[0].clone(), fast[1].clone(), fast_weight.clone(), EPS);
-            let [ex, ez] = expected.clone();
-            let expected_y = reference::gated_norm(ex, ez, expected_weight.clone(), EPS);
-            assert_close(&y, &expected_y, "gated_norm");
-            assert_close(&gated_norm(x, z, weight, EPS), &expected_y, "plain gated_norm");
-            let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
-            for (index, what) in ["dx", "dz"].into_iter().enumerate() {
-                assert_close(&fast[index].grad(&grads).unwrap(), &expected[index].grad(&expected_grads).unwrap(), what);
+    for mut random in Random::everywhere(1) {
+        for shape in [[1, 1, 2], [3, 2, 5], [7, 4, 33], [200, 3, 100]] {
+            for strided in [false, true] {
+                let mut draw = |scale: f32| (if strided { random.view(shape) } else { random.tensor(shape) }) * scale;
+                let (x, z, upstream) = (draw(1.0), draw(8.0), draw(1.0));
+                let weight = random.tensor([shape[2]]);
+                let (fast, expected) = ([leaf(&x), leaf(&z)], [leaf(&x), leaf(&z)]);
+                let (fast_weight, expected_weight) = (leaf(&weight), leaf(&weight));
+                let y = gated_norm(fast[0].clone(), fast[1].clone(), fast_weight.clone(), EPS);
+                let [ex, ez] = expected.clone();
+                let expected_y = reference::gated_norm(ex, ez, expected_weight.clone(), EPS);
+                assert_close(&y, &expected_y, "gated_norm");
+                assert_close(&gated_norm(x, z, weight, EPS), &expected_y, "plain gated_norm");
+                let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+                for (index, what) in ["dx", "dz"].into_iter().enumerate() {
+                    assert_close(
+                        &fast[index].grad(&grads).unwrap(),
+                        &expected[index].grad(&expected_grads).unwrap(),
+                        what,
+                    );
+                }
+                let expected = expected_weight.grad(&expected_grads).unwrap();
+                assert_close(&fast_weight.grad(&grads).unwrap(), &expected, "dweight");
             }
-            let expected = expected_weight.grad(&expected_grads).unwrap();
-            assert_close(&fast_weight.grad(&grads).unwrap(), &expected, "dweight");
         }
     }
 }
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    let mut random = Random::new(2);
-    let (x, z, weight) = (random.tensor([3, 2, 5]), random.tensor([3, 2, 5]), random.tensor([5]));
-    let upstream = random.tensor([3, 2, 5]);
-    let (tx, tz, tw) = (leaf(&x), leaf(&z), leaf(&weight));
-    let grads = backward(&gated_norm(tx.clone(), tz.clone(), tw.clone(), EPS), &upstream);
-    let dx = finite_differences(&x, &upstream, |x| reference::gated_norm(x, double(&z), double(&weight), EPS));
-    let dz = finite_differences(&z, &upstream, |z| reference::gated_norm(double(&x), z, double(&weight), EPS));
-    let dw = finite_differences(&weight, &upstream, |w| reference::gated_norm(double(&x), double(&z), w, EPS));
-    assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
-    assert_close(&double(&tz.grad(&grads).unwrap()), &dz, "dz");
-    assert_close(&double(&tw.grad(&grads).unwrap()), &dw, "dweight");
+    for mut random in Random::everywhere(2) {
+        let (x, z, weight) = (random.tensor([3, 2, 5]), random.tensor([3, 2, 5]), random.tensor([5]));
+        let upstream = random.tensor([3, 2, 5]);
+        let (tx, tz, tw) = (leaf(&x), leaf(&z), leaf(&weight));
+        let grads = backward(&gated_norm(tx.clone(), tz.clone(), tw.clone(), EPS), &upstream);
+        let dx = finite_differences(&x, &upstream, |x| reference::gated_norm(x, double(&z), double(&weight), EPS));
+        let dz = finite_differences(&z, &upstream, |z| reference::gated_norm(double(&x), z, double(&weight), EPS));
+        let dw = finite_differences(&weight, &upstream, |w| reference::gated_norm(double(&x), double(&z), w, EPS));
+        assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
+        assert_close(&double(&tz.grad(&grads).unwrap()), &dz, "dz");
+        assert_close(&double(&tw.grad(&grads).unwrap()), &dw, "dweight");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A linear map with one matrix a group of rows: the experts of a mixture, each on the tokens that were sent to it.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -92,6 +94,10 @@ pub fn grouped_linear(
     }
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::grouped_linear(&x, &weight, groups, adapter) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::grouped_linear(&x, &weight, groups, adapter) {
         return y;
     }
     reference::grouped_linear(x.tensor(), weight, groups, adapter)

@@ -84,44 +84,46 @@ fn agrees(random: &mut Random, counts: &[usize], [inputs, outputs]: [usize; 2], 
 
 #[test]
 fn the_fast_form_is_the_reference() {
-    let mut random = Random::new(7);
-    for (counts, sizes, rank) in [
-        (vec![1], [1, 1], 1),
-        (vec![3, 0, 5], [7, 4], 2),
-        (vec![0, 0, 9, 1], [33, 65], 0),
-        (vec![0, 0, 9, 1], [33, 65], 5),
-        (vec![64, 65, 1], [40, 24], 8),
-        ((0..40).map(|i| i % 4).collect(), [19, 23], 3),
-    ] {
-        agrees(&mut random, &counts, sizes, rank, false);
-        agrees(&mut random, &counts, sizes, rank, true);
+    for mut random in Random::everywhere(7) {
+        for (counts, sizes, rank) in [
+            (vec![1], [1, 1], 1),
+            (vec![3, 0, 5], [7, 4], 2),
+            (vec![0, 0, 9, 1], [33, 65], 0),
+            (vec![0, 0, 9, 1], [33, 65], 5),
+            (vec![64, 65, 1], [40, 24], 8),
+            ((0..40).map(|i| i % 4).collect(), [19, 23], 3),
+        ] {
+            agrees(&mut random, &counts, sizes, rank, false);
+            agrees(&mut random, &counts, sizes, rank, true);
+        }
     }
 }
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    let mut random = Random::new(8);
-    let groups = Groups::of_counts(&[2, 0, 3]);
-    let (x, weight, upstream): (Tensor<2>, Tensor<3>, Tensor<2>) =
-        (random.tensor([5, 4]), random.tensor([3, 6, 4]), random.tensor([5, 6]));
-    let factors: [Tensor<3>; 2] = [random.tensor([3, 2, 4]), random.tensor([3, 6, 2])];
-    let taped = Case { x: x.clone(), weight: weight.clone(), factors: Some(factors.clone()) }.leaves([true; 3]);
-    let y = grouped_linear(taped.x.clone(), &taped.weight, &groups, taped.adapter(None).as_ref());
-    let grads = backward(&y, &upstream);
-    let [a, b] = factors;
-    let exact = |x: &Tensor<2>, weight: &Tensor<3>, a: &Tensor<3>, b: &Tensor<3>| {
-        let adapter = Adapter { a: a.clone(), b: b.clone(), scale: 0.75, dropout: None };
-        reference::grouped_linear(x, weight, &groups, Some(&adapter))
-    };
-    let (x64, w64, a64, b64) = (double(&x), double(&weight), double(&a), double(&b));
-    let expected = [
-        finite_differences(&x, &upstream, |x| exact(&x, &w64, &a64, &b64)).flatten(0, 1),
-        flat(finite_differences(&weight, &upstream, |w| exact(&x64, &w, &a64, &b64))),
-        flat(finite_differences(&a, &upstream, |a| exact(&x64, &w64, &a, &b64))),
-        flat(finite_differences(&b, &upstream, |b| exact(&x64, &w64, &a64, &b))),
-    ];
-    for (found, expected) in taped.gradients(&grads).into_iter().zip(expected) {
-        assert!(distance(&found.unwrap(), &expected) < 1e-5);
+    for mut random in Random::everywhere(8) {
+        let groups = Groups::of_counts(&[2, 0, 3]);
+        let (x, weight, upstream): (Tensor<2>, Tensor<3>, Tensor<2>) =
+            (random.tensor([5, 4]), random.tensor([3, 6, 4]), random.tensor([5, 6]));
+        let factors: [Tensor<3>; 2] = [random.tensor([3, 2, 4]), random.tensor([3, 6, 2])];
+        let taped = Case { x: x.clone(), weight: weight.clone(), factors: Some(factors.clone()) }.leaves([true; 3]);
+        let y = grouped_linear(taped.x.clone(), &taped.weight, &groups, taped.adapter(None).as_ref());
+        let grads = backward(&y, &upstream);
+        let [a, b] = factors;
+        let exact = |x: &Tensor<2>, weight: &Tensor<3>, a: &Tensor<3>, b: &Tensor<3>| {
+            let adapter = Adapter { a: a.clone(), b: b.clone(), scale: 0.75, dropout: None };
+            reference::grouped_linear(x, weight, &groups, Some(&adapter))
+        };
+        let (x64, w64, a64, b64) = (double(&x), double(&weight), double(&a), double(&b));
+        let expected = [
+            finite_differences(&x, &upstream, |x| exact(&x, &w64, &a64, &b64)).flatten(0, 1),
+            flat(finite_differences(&weight, &upstream, |w| exact(&x64, &w, &a64, &b64))),
+            flat(finite_differences(&a, &upstream, |a| exact(&x64, &w64, &a, &b64))),
+            flat(finite_differences(&b, &upstream, |b| exact(&x64, &w64, &a64, &b))),
+        ];
+        for (found, expected) in taped.gradients(&grads).into_iter().zip(expected) {
+            assert!(distance(&found.unwrap(), &expected) < 1e-5);
+        }
     }
 }
 
@@ -139,7 +141,8 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn no_rows_give_no_rows() {
-    let mut random = Random::new(10);
-    let y = grouped_linear(random.tensor([0, 4]), &random.tensor([2, 3, 4]), &Groups::of_counts(&[0, 0]), None);
-    assert_eq!(y.dims(), [0, 3]);
+    for mut random in Random::everywhere(10) {
+        let y = grouped_linear(random.tensor([0, 4]), &random.tensor([2, 3, 4]), &Groups::of_counts(&[0, 0]), None);
+        assert_eq!(y.dims(), [0, 3]);
+    }
 }

@@ -21,9 +21,15 @@ pub(crate) type Again<const D: usize> = Arc<dyn Fn() -> Tensor<D> + Send + Sync>
 
 impl<const D: usize> Input<D> {
     /// A tensor that `again` forms with the same bits.
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "gpu"))]
     pub(crate) fn formed_by(tensor: Tensor<D>, again: impl Fn() -> Tensor<D> + Send + Sync + 'static) -> Self {
         Self { tensor, again: Some(Arc::new(again)) }
+    }
+
+    /// A tensor that `again` forms with the same bits, of operands that it takes because it took them before.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn formed_as(tensor: Tensor<D>, again: impl Fn() -> Option<Tensor<D>> + Send + Sync + 'static) -> Self {
+        Self::formed_by(tensor, move || again().expect("invariant: these operands were taken before"))
     }
 
     /// The tensor.
@@ -36,7 +42,7 @@ impl<const D: usize> Input<D> {
         self.tensor
     }
 
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "gpu"))]
     pub(crate) fn again(&self) -> Option<&Again<D>> {
         self.again.as_ref()
     }

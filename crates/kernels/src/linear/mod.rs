@@ -5,6 +5,8 @@
 
 #[cfg(feature = "cpu")]
 mod backward;
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod fan_out;
 #[cfg(feature = "cpu")]
@@ -67,6 +69,10 @@ pub fn projections<const N: usize>(x: impl Into<Input<2>>, maps: [Projection; N]
     }
     #[cfg(feature = "cpu")]
     if let Some(outputs) = flex::projections(&x, &maps) {
+        return outputs;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(outputs) = cube::projections(&x, &maps) {
         return outputs;
     }
     let x = x.into_tensor();

@@ -89,19 +89,20 @@ fn agrees(operands: &Operands, upstream: &Tensor<2>, tracked: [bool; 5], bias: b
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for shape in [[1, 1, 1, 1], [1, 8, 5, 2], [7, 5, 3, 2], [33, 64, 48, 8], [130, 100, 70, 16]] {
-        for strided in [false, true] {
-            let operands = Operands::draw(&mut random, shape, strided);
-            let upstream = random.view([shape[0], shape[2]]);
-            for (bias, adapted, p) in [
-                (false, false, None),
-                (true, false, None),
-                (false, true, None),
-                (true, true, None),
-                (true, true, Some(0.4)),
-            ] {
-                agrees(&operands, &upstream, [true; 5], bias, adapted, p);
+    for mut random in Random::everywhere(1) {
+        for shape in [[1, 1, 1, 1], [1, 8, 5, 2], [7, 5, 3, 2], [33, 64, 48, 8], [130, 100, 70, 16]] {
+            for strided in [false, true] {
+                let operands = Operands::draw(&mut random, shape, strided);
+                let upstream = random.view([shape[0], shape[2]]);
+                for (bias, adapted, p) in [
+                    (false, false, None),
+                    (true, false, None),
+                    (false, true, None),
+                    (true, true, None),
+                    (true, true, Some(0.4)),
+                ] {
+                    agrees(&operands, &upstream, [true; 5], bias, adapted, p);
+                }
             }
         }
     }
@@ -109,14 +110,15 @@ fn agrees_with_the_reference_on_odd_shapes() {
 
 #[test]
 fn any_mixture_of_constants_and_tracked_tensors() {
-    let mut random = Random::new(2);
-    let operands = Operands::draw(&mut random, [9, 6, 11, 3], false);
-    let upstream = random.tensor([9, 11]);
-    for mask in 0..32_u32 {
-        let tracked = [0, 1, 2, 3, 4].map(|bit| mask & (1 << bit) != 0);
-        for (bias, adapted) in [(false, false), (true, false), (false, true), (true, true)] {
-            for p in [None, Some(0.3)] {
-                agrees(&operands, &upstream, tracked, bias, adapted, p);
+    for mut random in Random::everywhere(2) {
+        let operands = Operands::draw(&mut random, [9, 6, 11, 3], false);
+        let upstream = random.tensor([9, 11]);
+        for mask in 0..32_u32 {
+            let tracked = [0, 1, 2, 3, 4].map(|bit| mask & (1 << bit) != 0);
+            for (bias, adapted) in [(false, false), (true, false), (false, true), (true, true)] {
+                for p in [None, Some(0.3)] {
+                    agrees(&operands, &upstream, tracked, bias, adapted, p);
+                }
             }
         }
     }
@@ -124,30 +126,31 @@ fn any_mixture_of_constants_and_tracked_tensors() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    let mut random = Random::new(3);
-    let operands = Operands::draw(&mut random, [4, 3, 5, 2], false);
-    let upstream = random.tensor([4, 5]);
-    let dropout = Some(Dropout { p: 0.25, key: 9 });
-    let tracked = operands.track([true; 5]);
-    let y = tracked.apply(true, Some(tracked.adapter(dropout)));
-    let grads = tracked.grads(&y, &upstream).map(|grad| double(&grad.unwrap()));
-    let exact = Operands {
-        x: double(&operands.x),
-        weight: double(&operands.weight),
-        bias: double(&operands.bias),
-        a: double(&operands.a),
-        b: double(&operands.b),
-    };
-    let f = |operands: Operands| operands.expect(true, Some(operands.adapter(dropout)));
-    let slopes = [
-        finite_differences(&operands.x, &upstream, |x| f(Operands { x, ..exact.clone() })),
-        finite_differences(&operands.weight, &upstream, |weight| f(Operands { weight, ..exact.clone() })),
-        finite_differences(&operands.bias, &upstream, |bias| f(Operands { bias, ..exact.clone() })).unsqueeze(),
-        finite_differences(&operands.a, &upstream, |a| f(Operands { a, ..exact.clone() })),
-        finite_differences(&operands.b, &upstream, |b| f(Operands { b, ..exact.clone() })),
-    ];
-    for ((grad, slope), name) in grads.iter().zip(&slopes).zip(NAMES) {
-        assert_close(grad, slope, name);
+    for mut random in Random::everywhere(3) {
+        let operands = Operands::draw(&mut random, [4, 3, 5, 2], false);
+        let upstream = random.tensor([4, 5]);
+        let dropout = Some(Dropout { p: 0.25, key: 9 });
+        let tracked = operands.track([true; 5]);
+        let y = tracked.apply(true, Some(tracked.adapter(dropout)));
+        let grads = tracked.grads(&y, &upstream).map(|grad| double(&grad.unwrap()));
+        let exact = Operands {
+            x: double(&operands.x),
+            weight: double(&operands.weight),
+            bias: double(&operands.bias),
+            a: double(&operands.a),
+            b: double(&operands.b),
+        };
+        let f = |operands: Operands| operands.expect(true, Some(operands.adapter(dropout)));
+        let slopes = [
+            finite_differences(&operands.x, &upstream, |x| f(Operands { x, ..exact.clone() })),
+            finite_differences(&operands.weight, &upstream, |weight| f(Operands { weight, ..exact.clone() })),
+            finite_differences(&operands.bias, &upstream, |bias| f(Operands { bias, ..exact.clone() })).unsqueeze(),
+            finite_differences(&operands.a, &upstream, |a| f(Operands { a, ..exact.clone() })),
+            finite_differences(&operands.b, &upstream, |b| f(Operands { b, ..exact.clone() })),
+        ];
+        for ((grad, slope), name) in grads.iter().zip(&slopes).zip(NAMES) {
+            assert_close(grad, slope, name);
+        }
     }
 }
 

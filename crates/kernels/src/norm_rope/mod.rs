@@ -1,5 +1,7 @@
 //! The norm of each head and its rotary embedding in one: queries and keys of Qwen3 and later.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -46,6 +48,11 @@ impl Input<3> {
         #[cfg(feature = "cpu")]
         if let Some(y) = flex::norm_rope(&x, &weight, [&cos, &sin], eps, zero_centred) {
             return y;
+        }
+        #[cfg(feature = "gpu")]
+        if let Some(y) = cube::norm_rope(&x, &weight, [&cos, &sin], eps, zero_centred) {
+            let (x, weight) = (x.inner(), weight.inner());
+            return Self::formed_as(y, move || cube::norm_rope(&x, &weight, [&cos, &sin], eps, zero_centred));
         }
         reference::norm_rope(x, weight, cos, sin, eps, zero_centred).into()
     }

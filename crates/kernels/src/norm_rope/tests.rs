@@ -19,32 +19,33 @@ fn angles(random: &mut Random, tokens: usize, half: usize) -> (Tensor<2>, Tensor
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for [tokens, heads, size, half] in SHAPES {
-        for (strided, zero_centred) in [(false, false), (true, true)] {
-            let shape = [tokens, heads, size];
-            let mut draw = || if strided { random.view(shape) } else { random.tensor(shape) };
-            let (x, upstream) = (draw(), draw());
-            let (weight, (cos, sin)) = (random.tensor([size]), angles(&mut random, tokens, half));
-            let (fast, expected) = ((leaf(&x), leaf(&weight)), (leaf(&x), leaf(&weight)));
-            let run = |x, weight| norm_rope(x, weight, cos.clone(), sin.clone(), EPS, zero_centred);
-            let y = run(fast.0.clone(), fast.1.clone());
-            let (ex, ew) = expected.clone();
-            let expected_y = reference::norm_rope(ex, ew, cos.clone(), sin.clone(), EPS, zero_centred);
-            assert_close(&y, &expected_y, "y");
-            assert_close(&run(x.clone(), weight.clone()), &expected_y, "plain y");
-            if tokens == 0 {
-                // The reference loses its tape: Burn's `cat` leaves out what is empty.
-                assert_eq!(fast.0.grad(&backward(&y, &upstream)).unwrap().dims(), shape);
-                continue;
+    for mut random in Random::everywhere(1) {
+        for [tokens, heads, size, half] in SHAPES {
+            for (strided, zero_centred) in [(false, false), (true, true)] {
+                let shape = [tokens, heads, size];
+                let mut draw = || if strided { random.view(shape) } else { random.tensor(shape) };
+                let (x, upstream) = (draw(), draw());
+                let (weight, (cos, sin)) = (random.tensor([size]), angles(&mut random, tokens, half));
+                let (fast, expected) = ((leaf(&x), leaf(&weight)), (leaf(&x), leaf(&weight)));
+                let run = |x, weight| norm_rope(x, weight, cos.clone(), sin.clone(), EPS, zero_centred);
+                let y = run(fast.0.clone(), fast.1.clone());
+                let (ex, ew) = expected.clone();
+                let expected_y = reference::norm_rope(ex, ew, cos.clone(), sin.clone(), EPS, zero_centred);
+                assert_close(&y, &expected_y, "y");
+                assert_close(&run(x.clone(), weight.clone()), &expected_y, "plain y");
+                if tokens == 0 {
+                    // The reference loses its tape: Burn's `cat` leaves out what is empty.
+                    assert_eq!(fast.0.grad(&backward(&y, &upstream)).unwrap().dims(), shape);
+                    continue;
+                }
+                let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+                let expected_dx = expected.0.grad(&expected_grads).unwrap();
+                assert_close(&fast.0.grad(&grads).unwrap(), &expected_dx, "dx");
+                assert_close(&fast.1.grad(&grads).unwrap(), &expected.1.grad(&expected_grads).unwrap(), "dweight");
+                let frozen = leaf(&x);
+                let grads = backward(&run(frozen.clone(), weight), &upstream);
+                assert_close(&frozen.grad(&grads).unwrap(), &expected_dx, "dx beside a frozen weight");
             }
-            let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
-            let expected_dx = expected.0.grad(&expected_grads).unwrap();
-            assert_close(&fast.0.grad(&grads).unwrap(), &expected_dx, "dx");
-            assert_close(&fast.1.grad(&grads).unwrap(), &expected.1.grad(&expected_grads).unwrap(), "dweight");
-            let frozen = leaf(&x);
-            let grads = backward(&run(frozen.clone(), weight), &upstream);
-            assert_close(&frozen.grad(&grads).unwrap(), &expected_dx, "dx beside a frozen weight");
         }
     }
 }
@@ -67,18 +68,19 @@ fn f32_is_the_norm_then_the_rotation_bit_for_bit() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    let mut random = Random::new(2);
-    let (x, weight, upstream) = (random.tensor([3, 2, 6]), random.tensor([6]), random.tensor([3, 2, 6]));
-    let (cos, sin) = angles(&mut random, 3, 2);
-    for zero_centred in [false, true] {
-        let (tx, tw) = (leaf(&x), leaf(&weight));
-        let y = norm_rope(tx.clone(), tw.clone(), cos.clone(), sin.clone(), EPS, zero_centred);
-        let grads = backward(&y, &upstream);
-        let exact = |x, weight| reference::norm_rope(x, weight, double(&cos), double(&sin), EPS, zero_centred);
-        let dx = finite_differences(&x, &upstream, |x| exact(x, double(&weight)));
-        let dw = finite_differences(&weight, &upstream, |weight| exact(double(&x), weight));
-        assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
-        assert_close(&double(&tw.grad(&grads).unwrap()), &dw, "dweight");
+    for mut random in Random::everywhere(2) {
+        let (x, weight, upstream) = (random.tensor([3, 2, 6]), random.tensor([6]), random.tensor([3, 2, 6]));
+        let (cos, sin) = angles(&mut random, 3, 2);
+        for zero_centred in [false, true] {
+            let (tx, tw) = (leaf(&x), leaf(&weight));
+            let y = norm_rope(tx.clone(), tw.clone(), cos.clone(), sin.clone(), EPS, zero_centred);
+            let grads = backward(&y, &upstream);
+            let exact = |x, weight| reference::norm_rope(x, weight, double(&cos), double(&sin), EPS, zero_centred);
+            let dx = finite_differences(&x, &upstream, |x| exact(x, double(&weight)));
+            let dw = finite_differences(&weight, &upstream, |weight| exact(double(&x), weight));
+            assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
+            assert_close(&double(&tw.grad(&grads).unwrap()), &dw, "dweight");
+        }
     }
 }
 

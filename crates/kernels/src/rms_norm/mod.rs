@@ -1,5 +1,7 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, 2019) over the last axis.
 
+#[cfg(feature = "gpu")]
+pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
 pub(crate) mod reference;
@@ -27,6 +29,11 @@ impl<const D: usize> Input<D> {
         #[cfg(feature = "cpu")]
         if let Some(y) = flex::rms_norm(&x, &weight, eps, zero_centred) {
             return y;
+        }
+        #[cfg(feature = "gpu")]
+        if let Some(y) = cube::rms_norm(&x, &weight, eps, zero_centred) {
+            let (x, weight) = (x.inner(), weight.inner());
+            return Self::formed_as(y, move || cube::rms_norm(&x, &weight, eps, zero_centred));
         }
         reference::rms_norm(x, weight, eps, zero_centred).into()
     }

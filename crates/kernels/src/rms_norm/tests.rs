@@ -31,14 +31,15 @@ fn agrees<const D: usize>(random: &mut Random, shape: [usize; D], strided: bool,
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for zero_centred in [false, true] {
-        for strided in [false, true] {
-            for shape in [[1, 2], [1, 5], [3, 16], [7, 33], [200, 100]] {
-                agrees(&mut random, shape, strided, zero_centred);
-            }
-            for shape in [[5, 3, 8], [2, 1, 65]] {
-                agrees(&mut random, shape, strided, zero_centred);
+    for mut random in Random::everywhere(1) {
+        for zero_centred in [false, true] {
+            for strided in [false, true] {
+                for shape in [[1, 2], [1, 5], [3, 16], [7, 33], [200, 100]] {
+                    agrees(&mut random, shape, strided, zero_centred);
+                }
+                for shape in [[5, 3, 8], [2, 1, 65]] {
+                    agrees(&mut random, shape, strided, zero_centred);
+                }
             }
         }
     }
@@ -46,16 +47,17 @@ fn agrees_with_the_reference_on_odd_shapes() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    let mut random = Random::new(2);
-    for zero_centred in [false, true] {
-        let (x, weight, upstream) = (random.tensor([3, 5]), random.tensor([5]), random.tensor([3, 5]));
-        let (tracked_x, tracked_weight) = (leaf(&x), leaf(&weight));
-        let y = rms_norm(tracked_x.clone(), tracked_weight.clone(), EPS, zero_centred);
-        let grads = backward(&y, &upstream);
-        let dx = finite_differences(&x, &upstream, |x| reference::rms_norm(x, double(&weight), EPS, zero_centred));
-        let dw = finite_differences(&weight, &upstream, |w| reference::rms_norm(double(&x), w, EPS, zero_centred));
-        assert_close(&double(&tracked_x.grad(&grads).unwrap()), &dx, "dx");
-        assert_close(&double(&tracked_weight.grad(&grads).unwrap()), &dw, "dweight");
+    for mut random in Random::everywhere(2) {
+        for zero_centred in [false, true] {
+            let (x, weight, upstream) = (random.tensor([3, 5]), random.tensor([5]), random.tensor([3, 5]));
+            let (tracked_x, tracked_weight) = (leaf(&x), leaf(&weight));
+            let y = rms_norm(tracked_x.clone(), tracked_weight.clone(), EPS, zero_centred);
+            let grads = backward(&y, &upstream);
+            let dx = finite_differences(&x, &upstream, |x| reference::rms_norm(x, double(&weight), EPS, zero_centred));
+            let dw = finite_differences(&weight, &upstream, |w| reference::rms_norm(double(&x), w, EPS, zero_centred));
+            assert_close(&double(&tracked_x.grad(&grads).unwrap()), &dx, "dx");
+            assert_close(&double(&tracked_weight.grad(&grads).unwrap()), &dw, "dweight");
+        }
     }
 }
 

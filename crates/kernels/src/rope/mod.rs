@@ -1,5 +1,7 @@
 //! Rotary position embedding (Su et al., 2021) in the half-split convention.
 
+#[cfg(feature = "gpu")]
+pub(crate) mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -22,6 +24,10 @@ pub fn rope(x: Tensor<3>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<3> {
     assert!(!cos.is_tracked() && !sin.is_tracked(), "rope: angles are constants");
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::rope(&x, &cos, &sin) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::rope(&x, &cos, &sin) {
         return y;
     }
     reference::rope(x, cos, sin)

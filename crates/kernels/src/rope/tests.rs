@@ -14,35 +14,37 @@ fn angles(random: &mut Random, tokens: usize, half: usize) -> (Tensor<2>, Tensor
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for [tokens, heads, size, half] in
-        [[1, 1, 2, 1], [5, 3, 8, 4], [7, 2, 10, 3], [33, 4, 64, 32], [3, 1, 6, 0], [2, 3, 40, 20]]
-    {
-        for strided in [false, true] {
-            let shape = [tokens, heads, size];
-            let x = if strided { random.view(shape) } else { random.tensor(shape) };
-            let (cos, sin) = angles(&mut random, tokens, half);
-            let upstream = random.tensor(shape);
-            let (tracked, expected_x) = (leaf(&x), leaf(&x));
-            let y = rope(tracked.clone(), cos.clone(), sin.clone());
-            let expected = reference::rope(expected_x.clone(), cos.clone(), sin.clone());
-            assert_close(&y, &expected, "rope");
-            assert_close(&rope(x, cos, sin), &expected, "plain rope");
-            let dx = tracked.grad(&backward(&y, &upstream)).unwrap();
-            let expected_dx = expected_x.grad(&backward(&expected, &upstream)).unwrap();
-            assert_close(&dx, &expected_dx, "dx");
+    for mut random in Random::everywhere(1) {
+        for [tokens, heads, size, half] in
+            [[1, 1, 2, 1], [5, 3, 8, 4], [7, 2, 10, 3], [33, 4, 64, 32], [3, 1, 6, 0], [2, 3, 40, 20]]
+        {
+            for strided in [false, true] {
+                let shape = [tokens, heads, size];
+                let x = if strided { random.view(shape) } else { random.tensor(shape) };
+                let (cos, sin) = angles(&mut random, tokens, half);
+                let upstream = random.tensor(shape);
+                let (tracked, expected_x) = (leaf(&x), leaf(&x));
+                let y = rope(tracked.clone(), cos.clone(), sin.clone());
+                let expected = reference::rope(expected_x.clone(), cos.clone(), sin.clone());
+                assert_close(&y, &expected, "rope");
+                assert_close(&rope(x, cos, sin), &expected, "plain rope");
+                let dx = tracked.grad(&backward(&y, &upstream)).unwrap();
+                let expected_dx = expected_x.grad(&backward(&expected, &upstream)).unwrap();
+                assert_close(&dx, &expected_dx, "dx");
+            }
         }
     }
 }
 
 #[test]
 fn gradient_agrees_with_finite_differences() {
-    let mut random = Random::new(2);
-    let (x, (cos, sin), upstream) = (random.tensor([3, 2, 6]), angles(&mut random, 3, 2), random.tensor([3, 2, 6]));
-    let tracked = leaf(&x);
-    let dx = tracked.grad(&backward(&rope(tracked.clone(), cos.clone(), sin.clone()), &upstream)).unwrap();
-    let slopes = finite_differences(&x, &upstream, |x| reference::rope(x, double(&cos), double(&sin)));
-    assert_close(&dx, &slopes.cast(dx.dtype()), "dx");
+    for mut random in Random::everywhere(2) {
+        let (x, (cos, sin), upstream) = (random.tensor([3, 2, 6]), angles(&mut random, 3, 2), random.tensor([3, 2, 6]));
+        let tracked = leaf(&x);
+        let dx = tracked.grad(&backward(&rope(tracked.clone(), cos.clone(), sin.clone()), &upstream)).unwrap();
+        let slopes = finite_differences(&x, &upstream, |x| reference::rope(x, double(&cos), double(&sin)));
+        assert_close(&dx, &slopes.cast(dx.dtype()), "dx");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A gate between 0 and 1: on the output of attention (Qwen3-Next), on the shared expert.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -27,6 +29,11 @@ impl<const D: usize> Input<D> {
         #[cfg(feature = "cpu")]
         if let Some(y) = flex::sigmoid_gate(&x, &gate) {
             return y;
+        }
+        #[cfg(feature = "gpu")]
+        if let Some(y) = cube::sigmoid_gate(&x, &gate) {
+            let (x, gate) = (x.inner(), gate.inner());
+            return Self::formed_as(y, move || cube::sigmoid_gate(&x, &gate));
         }
         reference::sigmoid_gate(x, gate).into()
     }

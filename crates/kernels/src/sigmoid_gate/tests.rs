@@ -21,19 +21,24 @@ const SHAPES: [([usize; 3], usize); 8] = [
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for (shape, gates) in SHAPES {
-        for strided in [false, true] {
-            let mut draw = |shape: [usize; 3]| if strided { random.view(shape) } else { random.tensor(shape) };
-            let (x, gate, upstream) = (draw(shape), draw([shape[0], shape[1], gates]) * 12.0, draw(shape));
-            let (fast, expected) = ([leaf(&x), leaf(&gate)], [leaf(&x), leaf(&gate)]);
-            let y = sigmoid_gate(fast[0].clone(), fast[1].clone());
-            let expected_y = reference::sigmoid_gate(expected[0].clone(), expected[1].clone());
-            assert_close(&y, &expected_y, "y");
-            assert_close(&sigmoid_gate(x, gate), &expected_y, "plain y");
-            let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
-            for (index, what) in ["dx", "dgate"].into_iter().enumerate() {
-                assert_close(&fast[index].grad(&grads).unwrap(), &expected[index].grad(&expected_grads).unwrap(), what);
+    for mut random in Random::everywhere(1) {
+        for (shape, gates) in SHAPES {
+            for strided in [false, true] {
+                let mut draw = |shape: [usize; 3]| if strided { random.view(shape) } else { random.tensor(shape) };
+                let (x, gate, upstream) = (draw(shape), draw([shape[0], shape[1], gates]) * 12.0, draw(shape));
+                let (fast, expected) = ([leaf(&x), leaf(&gate)], [leaf(&x), leaf(&gate)]);
+                let y = sigmoid_gate(fast[0].clone(), fast[1].clone());
+                let expected_y = reference::sigmoid_gate(expected[0].clone(), expected[1].clone());
+                assert_close(&y, &expected_y, "y");
+                assert_close(&sigmoid_gate(x, gate), &expected_y, "plain y");
+                let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+                for (index, what) in ["dx", "dgate"].into_iter().enumerate() {
+                    assert_close(
+                        &fast[index].grad(&grads).unwrap(),
+                        &expected[index].grad(&expected_grads).unwrap(),
+                        what,
+                    );
+                }
             }
         }
     }
@@ -41,15 +46,16 @@ fn agrees_with_the_reference_on_odd_shapes() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    let mut random = Random::new(2);
-    for gates in [5, 1] {
-        let (x, gate, upstream) = (random.tensor([4, 5]), random.tensor([4, gates]), random.tensor([4, 5]));
-        let (tx, tg) = (leaf(&x), leaf(&gate));
-        let grads = backward(&sigmoid_gate(tx.clone(), tg.clone()), &upstream);
-        let dx = finite_differences(&x, &upstream, |x| reference::sigmoid_gate(x, double(&gate)));
-        let dgate = finite_differences(&gate, &upstream, |gate| reference::sigmoid_gate(double(&x), gate));
-        assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
-        assert_close(&double(&tg.grad(&grads).unwrap()), &dgate, "dgate");
+    for mut random in Random::everywhere(2) {
+        for gates in [5, 1] {
+            let (x, gate, upstream) = (random.tensor([4, 5]), random.tensor([4, gates]), random.tensor([4, 5]));
+            let (tx, tg) = (leaf(&x), leaf(&gate));
+            let grads = backward(&sigmoid_gate(tx.clone(), tg.clone()), &upstream);
+            let dx = finite_differences(&x, &upstream, |x| reference::sigmoid_gate(x, double(&gate)));
+            let dgate = finite_differences(&gate, &upstream, |gate| reference::sigmoid_gate(double(&x), gate));
+            assert_close(&double(&tx.grad(&grads).unwrap()), &dx, "dx");
+            assert_close(&double(&tg.grad(&grads).unwrap()), &dgate, "dgate");
+        }
     }
 }
 

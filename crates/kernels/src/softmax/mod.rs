@@ -1,5 +1,7 @@
 //! Probabilities from scores, of the router in front of experts.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -12,6 +14,10 @@ use burn::Tensor;
 pub fn softmax(x: Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if let Some(p) = flex::softmax(&x) {
+        return p;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(p) = cube::softmax(&x) {
         return p;
     }
     reference::softmax(x)

@@ -1,5 +1,7 @@
 //! The gated activation of the feed-forward block (Shazeer, 2020).
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -31,6 +33,11 @@ impl Input<2> {
         if let Some(y) = flex::swiglu(&gate, &up) {
             return y;
         }
+        #[cfg(feature = "gpu")]
+        if let Some(y) = cube::swiglu(&gate, &up) {
+            let (gate, up) = (gate.inner(), up.inner());
+            return Self::formed_as(y, move || cube::swiglu(&gate, &up));
+        }
         reference::swiglu(gate, up).into()
     }
 
@@ -40,6 +47,11 @@ impl Input<2> {
         #[cfg(feature = "cpu")]
         if let Some(y) = flex::swiglu_joined(&both) {
             return y;
+        }
+        #[cfg(feature = "gpu")]
+        if let Some(y) = cube::swiglu_joined(&both) {
+            let both = both.inner();
+            return Self::formed_as(y, move || cube::swiglu_joined(&both));
         }
         reference::swiglu_joined(both).into()
     }

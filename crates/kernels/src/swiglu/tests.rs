@@ -9,19 +9,24 @@ use crate::oracle::{
 
 #[test]
 fn agrees_with_the_reference_on_odd_shapes() {
-    let mut random = Random::new(1);
-    for shape in [[1, 1], [3, 7], [5, 16], [2, 33], [129, 100]] {
-        for strided in [false, true] {
-            let mut draw = |scale: f32| (if strided { random.view(shape) } else { random.tensor(shape) }) * scale;
-            let (gate, up, upstream) = (draw(12.0), draw(1.0), draw(1.0));
-            let (fast, expected) = ([leaf(&gate), leaf(&up)], [leaf(&gate), leaf(&up)]);
-            let y = swiglu(fast[0].clone(), fast[1].clone());
-            let expected_y = reference::swiglu(expected[0].clone(), expected[1].clone());
-            assert_close(&y, &expected_y, "swiglu");
-            assert_close(&swiglu(gate, up), &expected_y, "plain swiglu");
-            let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
-            for (index, what) in ["dgate", "dup"].into_iter().enumerate() {
-                assert_close(&fast[index].grad(&grads).unwrap(), &expected[index].grad(&expected_grads).unwrap(), what);
+    for mut random in Random::everywhere(1) {
+        for shape in [[1, 1], [3, 7], [5, 16], [2, 33], [129, 100]] {
+            for strided in [false, true] {
+                let mut draw = |scale: f32| (if strided { random.view(shape) } else { random.tensor(shape) }) * scale;
+                let (gate, up, upstream) = (draw(12.0), draw(1.0), draw(1.0));
+                let (fast, expected) = ([leaf(&gate), leaf(&up)], [leaf(&gate), leaf(&up)]);
+                let y = swiglu(fast[0].clone(), fast[1].clone());
+                let expected_y = reference::swiglu(expected[0].clone(), expected[1].clone());
+                assert_close(&y, &expected_y, "swiglu");
+                assert_close(&swiglu(gate, up), &expected_y, "plain swiglu");
+                let (grads, expected_grads) = (backward(&y, &upstream), backward(&expected_y, &upstream));
+                for (index, what) in ["dgate", "dup"].into_iter().enumerate() {
+                    assert_close(
+                        &fast[index].grad(&grads).unwrap(),
+                        &expected[index].grad(&expected_grads).unwrap(),
+                        what,
+                    );
+                }
             }
         }
     }
@@ -29,16 +34,17 @@ fn agrees_with_the_reference_on_odd_shapes() {
 
 #[test]
 fn a_constant_operand_gets_no_gradient_and_leaves_the_other_right() {
-    let mut random = Random::new(2);
-    let (gate, up, upstream) = (random.tensor([4, 9]), random.tensor([4, 9]), random.tensor([4, 9]));
-    let tracked = leaf(&gate);
-    let dgate = tracked.grad(&backward(&swiglu(tracked.clone(), up.clone()), &upstream)).unwrap();
-    let slopes = finite_differences(&gate, &upstream, |gate| reference::swiglu(gate, double(&up)));
-    assert_close(&dgate, &slopes.cast(dgate.dtype()), "dgate");
-    let tracked = leaf(&up);
-    let dup = tracked.grad(&backward(&swiglu(gate.clone(), tracked.clone()), &upstream)).unwrap();
-    let slopes = finite_differences(&up, &upstream, |up| reference::swiglu(double(&gate), up));
-    assert_close(&dup, &slopes.cast(dup.dtype()), "dup");
+    for mut random in Random::everywhere(2) {
+        let (gate, up, upstream) = (random.tensor([4, 9]), random.tensor([4, 9]), random.tensor([4, 9]));
+        let tracked = leaf(&gate);
+        let dgate = tracked.grad(&backward(&swiglu(tracked.clone(), up.clone()), &upstream)).unwrap();
+        let slopes = finite_differences(&gate, &upstream, |gate| reference::swiglu(gate, double(&up)));
+        assert_close(&dgate, &slopes.cast(dgate.dtype()), "dgate");
+        let tracked = leaf(&up);
+        let dup = tracked.grad(&backward(&swiglu(gate.clone(), tracked.clone()), &upstream)).unwrap();
+        let slopes = finite_differences(&up, &upstream, |up| reference::swiglu(double(&gate), up));
+        assert_close(&dup, &slopes.cast(dup.dtype()), "dup");
+    }
 }
 
 #[test]
@@ -103,11 +109,12 @@ fn joined_is_the_same_bit_for_bit() {
 
 #[test]
 fn joined_agrees_with_its_reference() {
-    let mut random = Random::new(6);
-    let (both, upstream) = (random.tensor([9, 34]) * 8.0, random.tensor([9, 17]));
-    let (tracked, expected) = (leaf(&both), leaf(&both));
-    let (y, expected_y) = (swiglu_joined(tracked.clone()), reference::swiglu_joined(expected.clone()));
-    assert_close(&y, &expected_y, "y");
-    let dboth = tracked.grad(&backward(&y, &upstream)).unwrap();
-    assert_close(&dboth, &expected.grad(&backward(&expected_y, &upstream)).unwrap(), "dboth");
+    for mut random in Random::everywhere(6) {
+        let (both, upstream) = (random.tensor([9, 34]) * 8.0, random.tensor([9, 17]));
+        let (tracked, expected) = (leaf(&both), leaf(&both));
+        let (y, expected_y) = (swiglu_joined(tracked.clone()), reference::swiglu_joined(expected.clone()));
+        assert_close(&y, &expected_y, "y");
+        let dboth = tracked.grad(&backward(&y, &upstream)).unwrap();
+        assert_close(&dboth, &expected.grad(&backward(&expected_y, &upstream)).unwrap(), "dboth");
+    }
 }

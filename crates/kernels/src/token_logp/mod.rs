@@ -2,9 +2,11 @@
 //!
 //! Tokens without a target are skipped; the others go through the head in chunks bounded by a byte budget.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
-#[cfg(any(feature = "cpu", feature = "ndarray", feature = "cuda", feature = "wgpu", feature = "vulkan"))]
+#[cfg(any(feature = "cpu", feature = "ndarray"))]
 mod lean;
 #[cfg(feature = "cpu")]
 mod online;
@@ -41,8 +43,8 @@ pub fn token_logp(h: Tensor<2>, head: impl Into<Weight<2>>, targets: &[i32]) -> 
     if let Some(logp) = lean::token_logp::<burn::backend::Flex>(&h, &head, targets) {
         return logp;
     }
-    #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
-    if let Some(logp) = lean::token_logp::<burn::backend::Cube>(&h, &head, targets) {
+    #[cfg(feature = "gpu")]
+    if let Some(logp) = cube::token_logp(&h, &head, targets) {
         return logp;
     }
     #[cfg(feature = "ndarray")]
@@ -67,6 +69,10 @@ pub fn head_loss(h: Tensor<2>, head: impl Into<Weight<2>>, targets: &[i32], weig
     let (h, head) = (h.inner(), head.inner());
     #[cfg(feature = "cpu")]
     if let Some(loss) = flex::head_loss(&h, &head, targets, weights, wants_head) {
+        return loss;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(loss) = cube::head_loss(&h, &head, targets, weights, wants_head) {
         return loss;
     }
     let head = head.beside(&h.device(), h.dtype());

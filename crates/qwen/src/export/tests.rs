@@ -311,3 +311,69 @@ fn fixtures_store_what_they_say() {
     assert_eq!(model.checkpoint.read_f32(&info.name).unwrap(), values(info));
     assert_eq!(*model.checkpoint.read(&info.name).unwrap(), stored(info));
 }
+
+fn whole(name: &str, values: &[f32]) -> FullTensor {
+    let info = TensorInfo::new(name, Dtype::F32, [24, 8]);
+    FullTensor { bytes: encoding::encode(&info, values).unwrap(), info }
+}
+
+/// PEFT has two modules where the base has one tensor.
+#[test]
+fn a_tied_head_is_saved_twice_and_merged_once() {
+    let home = Fixture::new("qwen3").tied().write();
+    let out = tempfile::tempdir().unwrap();
+    let model = ModelDir::open(home.path()).unwrap();
+    let embedding = model.inventory.iter().find(|tensor| tensor.name == "embed_tokens.weight").unwrap();
+    let names = saved_names(&model, KeyLayout::Text, embedding);
+    assert_eq!(names, ["model.embed_tokens.weight", "lm_head.weight"]);
+    assert_eq!(modules_to_save(&model, KeyLayout::Text, [embedding]), ["embed_tokens", "lm_head"]);
+
+    let mut adapter = adapter(&model, &["layers.0.mlp.up_proj".to_owned()], 2);
+    let values = noise(9, 24 * 8);
+    adapter.others = names.iter().map(|name| whole(name, &values)).collect();
+    let merged = merge(&model, Change::Adapter(&adapter), &out.path().join("merged")).unwrap();
+    assert_eq!(merged.changed, 2);
+    let result = ModelDir::open(&merged.path).unwrap();
+    assert!(result.checkpoint.info("lm_head.weight").is_none());
+    assert_eq!(whole_tensors(&model, &adapter).unwrap().len(), 1);
+    // Under the other class's paths, both again.
+    let fitted = fit_adapter(&model, KeyLayout::Multimodal, &adapter).unwrap();
+    let names: Vec<&str> = fitted.others.iter().map(|other| other.info.name.as_str()).collect();
+    assert_eq!(names, ["model.language_model.embed_tokens.weight", "lm_head.weight"]);
+    assert_eq!(fitted.config.modules_to_save, Some(vec!["embed_tokens".to_owned(), "lm_head".to_owned()]));
+}
+
+#[test]
+fn a_head_cut_from_its_embedding_is_refused() {
+    let home = Fixture::new("qwen3").tied().write();
+    let out = tempfile::tempdir().unwrap();
+    let model = ModelDir::open(home.path()).unwrap();
+    let (one, other) = (noise(9, 24 * 8), noise(10, 24 * 8));
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    for (others, told) in [
+        (vec![whole(embedding, &one)], "trains `embed_tokens` alone"),
+        (vec![whole(head, &one)], "trains `lm_head` alone"),
+        (vec![whole(embedding, &one), whole(head, &other)], "trains them apart"),
+    ] {
+        let mut adapter = adapter(&model, &["layers.0.mlp.up_proj".to_owned()], 2);
+        adapter.others = others;
+        let faults = merge(&model, Change::Adapter(&adapter), &out.path().join("merged")).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].to_string().contains(told), "{faults:?}");
+        assert_eq!(fit_adapter(&model, KeyLayout::Text, &adapter).unwrap_err().len(), 1);
+    }
+}
+
+#[test]
+fn whole_tensors_that_are_none_of_the_bases_are_reported_with_the_pairs() {
+    let home = Fixture::new("qwen3").write();
+    let out = tempfile::tempdir().unwrap();
+    let model = ModelDir::open(home.path()).unwrap();
+    let mut adapter = adapter(&model, &["layers.0.mlp.up_proj".to_owned()], 2);
+    adapter.pairs[0].module = "model.layers.0.mlp.upp_proj".to_owned();
+    adapter.others =
+        vec![whole("model.embed_token.weight", &[0.0; 24 * 8]), whole("model.norm.weight", &[0.0; 24 * 8])];
+    let faults = merge(&model, Change::Adapter(&adapter), &out.path().join("merged")).unwrap_err();
+    let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told.iter().any(|one| one.ends_with("it has `embed_tokens.weight`")), "{told:?}");
+}

@@ -147,7 +147,7 @@ fn memory_adds_up() {
     // What a layer run again holds is more than the head's blocks.
     assert!(again.layer > again.holes + again.head);
     let step = again.gradients + again.kept + again.layer;
-    assert_eq!(again.total(), again.weights + again.trained + step);
+    assert_eq!(again.total(), again.weights + again.trained + step.max(again.eval));
 }
 
 #[test]
@@ -214,6 +214,36 @@ fn what_is_trained_decides_what_is_kept() {
     let block = 512 * (4096 * (4 + 2) + 1024 * (4 + 2 * 2));
     assert_eq!(plan_of(&model, &model.learned, 28).head, hidden_states + block);
     assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, 0);
+}
+
+#[test]
+fn formats_decide_what_trained_numbers_take() {
+    let model = small();
+    let bytes = |learned: &Learned, coded_moments, narrow_values| {
+        learned.held(&model.inventory, Formats { coded_moments, narrow_values })
+    };
+    let all = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
+    let (matrices, vectors): (Vec<_>, Vec<_>) = model.inventory.iter().partition(|tensor| tensor.shape.len() > 1);
+    let numbers = |tensors: &[&TensorSpec]| tensors.iter().map(|tensor| tensor.elements()).sum::<u64>();
+    let (matrices, vectors) = (numbers(&matrices), numbers(&vectors));
+    assert_eq!(bytes(&all, false, false), 12 * (matrices + vectors));
+    // Every matrix here has a multiple of 256 numbers.
+    let codes = 2 * matrices + 2 * 4 * matrices / 256;
+    assert_eq!(bytes(&all, true, false), 4 * matrices + codes + 12 * vectors);
+    assert_eq!(bytes(&all, true, true), 2 * matrices + codes + 12 * vectors);
+    assert_eq!(bytes(&all, false, true), 10 * matrices + 12 * vectors);
+    // Adapters stay f32; all of these have codes.
+    let adapters = model.learned.numbers(&model.inventory);
+    assert_eq!(bytes(&model.learned, true, true), 4 * adapters + 2 * adapters + 2 * 4 * adapters / 256);
+
+    let Learned::Adapters { ranks, .. } = model.learned.clone() else { unreachable!() };
+    let beside = Learned::Adapters { ranks, whole: ["embed_tokens.weight".to_owned()].into() };
+    let embedding = head_parameters(&model.spec);
+    assert_eq!(beside.numbers(&model.inventory), adapters + embedding);
+    let (plain, more) = (plan_of(&model, &model.learned, 28), plan_of(&model, &beside, 28));
+    assert_eq!(more.gradients - plain.gradients, 4 * embedding);
+    assert_eq!(plain.weights - more.weights, 2 * embedding, "it is frozen no longer");
+    assert_eq!(more.head - plain.head, 4 * embedding);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::{family, inventory};
+use crate::{HeadSpec, family, inventory};
 
 fn model(tied: bool) -> Vec<TensorSpec> {
     let config = json!({
@@ -159,4 +159,36 @@ fn the_recipe_form_is_read_and_written() {
     assert!(fault("\"atention\"").contains("unknown group `atention`, expected `\"all-linear\"`, `\"attention\"` or `\"mlp\"`; did you mean `\"attention\"`?"));
     assert!(fault("\"q_proj\"").contains("module names go in a list: `[\"q_proj\"]`"));
     assert!(fault("3").contains("expected `\"all-linear\"`, `\"attention\"`, `\"mlp\"` or a list of module names"));
+}
+
+#[test]
+fn whole_modules_are_named_by_last_part_path_or_glob() {
+    let own = model(false);
+    let found = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        whole_modules(&names, &own, HeadSpec::Own).map(|found| found.into_iter().collect::<Vec<_>>())
+    };
+    assert_eq!(found(&["lm_head", "model.embed_tokens"]).unwrap(), ["embed_tokens.weight", "lm_head.weight"]);
+    assert_eq!(found(&["norm"]).unwrap(), ["norm.weight"], "the last part, not the end of a word");
+    assert_eq!(
+        found(&["layers.0.*_layernorm"]).unwrap(),
+        ["layers.0.input_layernorm.weight", "layers.0.post_attention_layernorm.weight"]
+    );
+    let faults = found(&["embed_token", "mlp", "[a"]).unwrap_err();
+    assert!(faults[0].to_string().ends_with("it has `embed_tokens`"), "{}", faults[0]);
+    assert!(
+        matches!(&faults[1], TargetError::NoMatch { near, .. } if near.contains(&"q_proj".to_owned())),
+        "{}",
+        faults[1]
+    );
+    assert!(matches!(faults[2], TargetError::Malformed { .. }));
+}
+
+#[test]
+fn a_tied_head_is_the_embedding() {
+    let tied = model(true);
+    for name in ["lm_head", "embed_tokens", "lm_*"] {
+        let found = whole_modules(&[name.to_owned()], &tied, HeadSpec::Tied).unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["embed_tokens.weight"]);
+    }
 }

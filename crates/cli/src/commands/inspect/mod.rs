@@ -7,7 +7,7 @@ use std::path::Path;
 
 use qwen_tune_qwen::{HeadSpec, ModelDir, TensorSpec, inventory, memory};
 use qwen_tune_train::Checkpoints;
-use qwen_tune_weights::peft::Adapter;
+use qwen_tune_weights::peft::{Adapter, FullTensor};
 use qwen_tune_weights::{Checkpoint, TensorSource};
 use serde_json::{Value, json};
 
@@ -112,8 +112,17 @@ fn adapter(path: &Path) -> Result<(Value, String), Diagnostics> {
         .iter()
         .map(|p| json!({ "module": p.module, "rank": p.rank, "scale": p.scale, "out": p.out_features, "in": p.in_features }))
         .collect();
-    let value = json!({ "kind": "adapter", "base": base, "parameters": values, "modules": modules });
-    Ok((value, head + &table.render(0)))
+    let mut value = json!({ "kind": "adapter", "base": base, "parameters": values, "modules": modules });
+    if adapter.others.is_empty() {
+        return Ok((value, head + &table.render(0)));
+    }
+    let mut whole = Table::new(["whole tensor", "type", ">shape"]);
+    for FullTensor { info, .. } in &adapter.others {
+        whole.row([info.name.clone(), info.dtype.to_string(), format!("{:?}", info.shape)]);
+    }
+    let listed = |FullTensor { info, .. }: &FullTensor| json!({ "tensor": info.name, "dtype": info.dtype.to_string(), "shape": info.shape });
+    value["whole"] = adapter.others.iter().map(listed).collect();
+    Ok((value, [head, table.render(0), whole.render(0)].join("\n")))
 }
 
 fn finished_run(path: &Path) -> Result<(Value, String), Diagnostics> {

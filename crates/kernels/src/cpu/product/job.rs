@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::ahead::Ahead;
 use super::finish::{Finish, Place, Target};
 use super::left::Rows;
 use super::pack::{Lane, Lines};
-use super::tile::{Ahead, Kernels, Strips, TILE, Tile};
+use super::tile::{Kernels, Strips, TILE, Tile};
 use super::{Elements, Matrix, Precision, Threads};
 
 /// Lanes of the inner dimension in one panel: it shares the second-level cache with the left operand's.
@@ -79,8 +80,10 @@ impl Job<'_> {
         if threads == Threads::Caller || work < SHARE_FROM {
             return self.tasks(&stages, 0..strips, 0..panels, &mut Scratch::default());
         }
-        // Columns first: each task packs the right operand's panels it needs.
-        let tasks = (4 * rayon::current_num_threads()).min(work.div_ceil(TASK)).max(1);
+        // Columns first: each task packs the right operand's panels it needs. Tasks that share columns decode them each for
+        // itself, so where that is work there are fewer.
+        let of_thread = if unit > 1 { 2 } else { 4 };
+        let tasks = (of_thread * rayon::current_num_threads()).min(work.div_ceil(TASK)).max(1);
         let across = units.min(tasks);
         let down = panels.min(tasks.div_ceil(across));
         let share = |count: usize, parts: usize, part: usize| (part * count / parts)..((part + 1) * count / parts);

@@ -6,6 +6,7 @@
 //! summation depends on the sizes only, so a product has the same bits on any number of threads.
 #![allow(unsafe_code, reason = "tiles take raw pointers, and threads write disjoint parts of one output")]
 
+mod ahead;
 mod few;
 mod finish;
 mod job;

@@ -7,6 +7,7 @@
 use std::sync::OnceLock;
 
 use super::Precision;
+use super::ahead::Ahead;
 
 /// One vector of the accumulators, and what is multiplied into it.
 trait Lanes: Copy {
@@ -41,63 +42,8 @@ impl Strips {
     }
 }
 
-/// Memory that is wanted next: rows of some lines of the cache each, fetched one now and then while products are computed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ahead {
-    at: *const u8,
-    /// Lines left of this row and rows left behind it; lines of a row, and bytes from the last one to the next row.
-    lines: usize,
-    rows: usize,
-    row_lines: usize,
-    gap: usize,
-}
-
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
 /// Steps of a tile for each line fetched.
 const STEPS_PER_LINE: usize = 4;
-
-impl Ahead {
-    pub(super) const NOTHING: Self = Self { at: std::ptr::null(), lines: 0, rows: 0, row_lines: 0, gap: 0 };
-
-    /// `rows` rows of `bytes` bytes each, `stride` bytes apart.
-    pub(super) fn rows(first: *const u8, rows: usize, bytes: usize, stride: usize) -> Self {
-        let row_lines = bytes.div_ceil(LINE);
-        if rows == 0 || row_lines == 0 {
-            return Self::NOTHING;
-        }
-        Self {
-            at: first,
-            lines: row_lines,
-            rows: rows - 1,
-            row_lines,
-            gap: stride.wrapping_sub((row_lines - 1) * LINE),
-        }
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        self.lines == 0
-    }
-
-    #[inline(always)]
-    fn fetch_line(&mut self) {
-        if self.lines == 0 {
-            return;
-        }
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch reads nothing and never faults.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(self.at.cast());
-        }
-        self.lines -= 1;
-        if self.lines > 0 {
-            self.at = self.at.wrapping_add(LINE);
-        } else if self.rows > 0 {
-            (self.lines, self.rows) = (self.row_lines, self.rows - 1);
-            self.at = self.at.wrapping_add(self.gap);
-        }
-    }
-}
 
 /// Rows of a tile at most, on any instruction set.
 const MOST_ROWS: usize = 14;

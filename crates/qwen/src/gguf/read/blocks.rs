@@ -20,12 +20,9 @@ const PIECE: usize = 1 << 20;
 /// another order; or made here.
 #[derive(Clone)]
 pub struct GgufBlocks {
-    ty: TensorType,
-    decode: Decode,
     /// Numbers of a row.
     width: usize,
     rows: usize,
-    row_bytes: usize,
     /// Rows that lie one after another in the file, by their first row in the model.
     runs: Vec<RowRun>,
     /// The same of columns; the same for every row.
@@ -36,9 +33,25 @@ pub struct GgufBlocks {
 struct RowRun {
     /// First row of the model's tensor.
     at: usize,
+    rows: usize,
+    kind: Kind,
     bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
     /// First row of the file's.
     from: usize,
+}
+
+/// A type, and what it makes of a row.
+#[derive(Clone, Copy)]
+struct Kind {
+    ty: TensorType,
+    decode: Decode,
+    row_bytes: usize,
+}
+
+impl Kind {
+    fn of(ty: TensorType, width: usize) -> Option<Self> {
+        Some(Self { ty, decode: decoder(ty)?, row_bytes: ty.row_bytes(width)? })
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,27 +62,26 @@ struct ColumnRun {
 }
 
 impl GgufBlocks {
-    /// `None` unless all parts are of one type that is read in blocks, and their numbers are the model's own.
+    /// `None` unless all parts are of types that are read, not all of them f32, and their numbers are the model's own.
     pub(super) fn of(file: &GgufFile, places: &[Place], width: usize) -> Option<Self> {
-        let ty = file.tensor(&places.first()?.tensor)?.ty;
-        let decode = decoder(ty).filter(|_| ty != TensorType::F32)?;
-        let row_bytes = ty.row_bytes(width)?;
-        let columns = columns(places[0].columns(), width);
+        let columns = columns(places.first()?.columns(), width);
         let (mut runs, mut rows) = (Vec::new(), 0);
         for place in places {
             let tensor = file.tensor(&place.tensor)?;
-            let same = tensor.ty == ty && tensor.row() == width && place.columns() == places[0].columns();
+            let kind = Kind::of(tensor.ty, width)?;
+            let same = tensor.row() == width && place.columns() == places[0].columns();
             if !same || !place.is_matrix_as_it_is() {
                 return None;
             }
             let bytes: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(file.mapped(&place.tensor)?);
             for (from, model) in place.rows() {
                 rows += model.len();
-                runs.push(RowRun { at: model.start, bytes: bytes.clone(), from });
+                runs.push(RowRun { at: model.start, rows: model.len(), kind, bytes: bytes.clone(), from });
             }
         }
-        runs.sort_by_key(|run| run.at);
-        Some(Self { ty, decode, width, rows, row_bytes, runs, columns })
+        runs.sort_by_key(|run: &RowRun| run.at);
+        let is_packed = runs.iter().any(|run| run.kind.ty != TensorType::F32);
+        is_packed.then_some(Self { width, rows, runs, columns })
     }
 
     /// Makes blocks of rows of `width` that `read(first, values)` gives some at a time.
@@ -82,9 +94,8 @@ impl GgufBlocks {
         width: usize,
         mut read: impl FnMut(usize, &mut [f32]) -> Result<(), WeightError>,
     ) -> Result<Self, WeightError> {
-        let decode = decoder(ty).ok_or(WeightError::NoBlockFormat { ty, what: "read from" })?;
-        let row_bytes =
-            ty.row_bytes(width).ok_or(WeightError::WrongBlocks { ty, values: width, row: width, bytes: 0 })?;
+        let kind = Kind::of(ty, width).ok_or(WeightError::WrongBlocks { ty, values: width, row: width, bytes: 0 })?;
+        let row_bytes = kind.row_bytes;
         let at_once = (PIECE / width.max(1)).max(1);
         let mut bytes = vec![0; rows * row_bytes];
         let mut values = vec![0.0; at_once.min(rows) * width];
@@ -93,8 +104,8 @@ impl GgufBlocks {
             read(index * at_once * width, values)?;
             encode_into(ty, values, width, bytes)?;
         }
-        let runs = vec![RowRun { at: 0, bytes: Arc::new(bytes), from: 0 }];
-        Ok(Self { ty, decode, width, rows, row_bytes, runs, columns: columns(None, width) })
+        let runs = vec![RowRun { at: 0, rows, kind, bytes: Arc::new(bytes), from: 0 }];
+        Ok(Self { width, rows, runs, columns: columns(None, width) })
     }
 
     /// Numbers of all rows.
@@ -104,12 +115,13 @@ impl GgufBlocks {
 
     /// Bytes that hold them.
     pub fn bytes(&self) -> usize {
-        self.rows * self.row_bytes
+        self.runs.iter().map(|run| run.rows * run.kind.row_bytes).sum()
     }
 
-    /// The blocks' type.
+    /// The blocks' type, of several the one with the longest blocks.
     pub fn ty(&self) -> TensorType {
-        self.ty
+        let types = self.runs.iter().map(|run| run.kind.ty);
+        types.max_by_key(|ty| ty.block()).unwrap_or(TensorType::F32)
     }
 
     /// The numbers from `first` on, on the calling thread.
@@ -128,7 +140,8 @@ impl GgufBlocks {
     fn decode_row(&self, row: usize, first: usize, values: &mut [f32]) {
         assert!(row < self.rows, "invariant: rows of the tensor");
         let run = &self.runs[self.runs.partition_point(|run| run.at <= row) - 1];
-        let bytes = &(*run.bytes).as_ref()[(run.from + row - run.at) * self.row_bytes..][..self.row_bytes];
+        let kind = run.kind;
+        let bytes = &(*run.bytes).as_ref()[(run.from + row - run.at) * kind.row_bytes..][..kind.row_bytes];
         let (end, mut rest) = (first + values.len(), values);
         for run in &self.columns[self.columns.partition_point(|run| run.at + run.len <= first)..] {
             if rest.is_empty() {
@@ -136,11 +149,13 @@ impl GgufBlocks {
             }
             let (start, stop) = (run.at.max(first), (run.at + run.len).min(end));
             let (here, behind) = rest.split_at_mut(stop - start);
-            self.decode_columns(bytes, run.from + start - run.at, here);
+            kind.decode_columns(bytes, run.from + start - run.at, here);
             rest = behind;
         }
     }
+}
 
+impl Kind {
     /// Neighbouring columns of the file: whole blocks go where they belong, others by way of a buffer.
     fn decode_columns(&self, row: &[u8], first: usize, values: &mut [f32]) {
         let (block, size) = (self.ty.block(), self.ty.block_bytes());
@@ -166,7 +181,7 @@ impl GgufBlocks {
 
 impl fmt::Debug for GgufBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}, {}] in {}", self.rows, self.width, self.ty)
+        write!(f, "[{}, {}] in {}", self.rows, self.width, self.ty())
     }
 }
 

@@ -30,7 +30,7 @@ multiversioned! {
     pub(super) fn decode_nl(bytes: &[u8], values: &mut [f32]) {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<18>().0) {
             let [d0, d1, pairs @ ..] = block;
-            expand(rounding::widened([*d0, *d1]), pairs, x);
+            expand::<SET>(rounding::widened([*d0, *d1]), pairs, x);
         }
     }
 
@@ -42,15 +42,15 @@ multiversioned! {
             for (j, (x, pairs)) in subs.enumerate() {
                 let low = block[4 + j / 2] >> (j % 2 * 4) & 15;
                 let scale = low | ((high >> (2 * j) & 3) << 4) as u8;
-                expand(d * f32::from(scale as i8 - 32), pairs, x);
+                expand::<SET>(d * f32::from(scale as i8 - 32), pairs, x);
             }
         }
     }
 }
 
 #[inline(always)]
-fn expand(d: f32, pairs: &[u8; 16], x: &mut [f32; 32]) {
-    nibbles::unpack(pairs, x, |q| d * LEVELS[usize::from(q & 15)]);
+fn expand<const SET: u8>(d: f32, pairs: &[u8; 16], x: &mut [f32; 32]) {
+    nibbles::unpack::<SET>(pairs, x, |q| d * LEVELS[usize::from(q & 15)]);
 }
 
 /// The level nearest to a number, the upper one of two. Differences to the levels are exact near the middle of two.

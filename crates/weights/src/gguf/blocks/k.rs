@@ -3,6 +3,7 @@
 //! Layout: d and dmin as F16, 12 bytes of scales and minimums, then the quants.
 
 use super::fit::{Fit, Search, WIDTH, fit};
+use super::nibbles::{look_up, table};
 use super::rounding;
 
 /// Numbers of a block.
@@ -131,6 +132,19 @@ pub(super) fn pack_nibbles(quants: &[u8; BLOCK], bytes: &mut [u8; 128]) {
     for (quants, bytes) in quants.as_chunks::<64>().0.iter().zip(bytes.as_chunks_mut::<32>().0) {
         for (j, byte) in bytes.iter_mut().enumerate() {
             *byte = quants[j] & 15 | quants[j + 32] << 4;
+        }
+    }
+}
+
+/// Numbers from [`pack_nibbles`]: `number` takes a sub-block and four bits.
+#[inline(always)]
+pub(super) fn look_up_nibbles<const SET: u8>(bytes: &[u8], x: &mut [f32; BLOCK], number: impl Fn(usize, u8) -> f32) {
+    for (pair, (x, bytes)) in x.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0).enumerate() {
+        let tables = [table(|q| number(2 * pair, q)), table(|q| number(2 * pair + 1, q))];
+        let (x, bytes) = (x.as_chunks_mut::<16>().0, bytes.as_chunks::<16>().0);
+        for half in 0..2 {
+            look_up::<SET, false>(&tables[0], &bytes[half], &mut x[half]);
+            look_up::<SET, true>(&tables[1], &bytes[half], &mut x[2 + half]);
         }
     }
 }

@@ -51,24 +51,35 @@ pub(super) mod limit {
     }
 }
 
+/// What the bodies are told as `SET`: of which instructions they may make use.
+pub(super) mod set {
+    pub(crate) const BASELINE: u8 = 0;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const AVX2: u8 = 1;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const AVX512: u8 = 2;
+}
+
 /// Compiles a body for AVX-512, AVX2, and the target's baseline.
+///
+/// The body gets `SET`, for the few steps that are written for an instruction set.
 macro_rules! multiversioned {
     ($($(#[$meta:meta])* pub(super) fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {$(
         $(#[$meta])*
         pub(super) fn $name($($arg: $type),*) {
             #[inline(always)]
-            fn body($($arg: $type),*) $body
+            fn body<const SET: u8>($($arg: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::gguf::blocks::multiversion::Level;
+                use $crate::gguf::blocks::multiversion::{Level, set};
                 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2")]
                 fn avx512($($arg: $type),*) {
-                    body($($arg),*);
+                    body::<{ set::AVX512 }>($($arg),*);
                 }
                 #[target_feature(enable = "avx2")]
                 fn avx2($($arg: $type),*) {
-                    body($($arg),*);
+                    body::<{ set::AVX2 }>($($arg),*);
                 }
                 match $crate::gguf::blocks::multiversion::level() {
                     // SAFETY: the features the function is compiled for were detected.
@@ -80,7 +91,7 @@ macro_rules! multiversioned {
                     Level::Baseline => {}
                 }
             }
-            body($($arg),*);
+            body::<{ $crate::gguf::blocks::multiversion::set::BASELINE }>($($arg),*);
         }
     )*};
 }

@@ -20,7 +20,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<17>().0) {
             let [exponent, pairs @ ..] = block;
             let d = scale(*exponent);
-            nibbles::unpack(pairs, x, |q| LEVELS[usize::from(q & 15)] * d);
+            nibbles::unpack::<SET>(pairs, x, |q| LEVELS[usize::from(q & 15)] * d);
         }
     }
 }

@@ -18,7 +18,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<18>().0) {
             let [d0, d1, pairs @ ..] = block;
             let d = rounding::widened([*d0, *d1]);
-            nibbles::unpack(pairs, x, |q| f32::from(q as i8 - 8) * d);
+            nibbles::unpack::<SET>(pairs, x, |q| f32::from(q as i8 - 8) * d);
         }
     }
 }

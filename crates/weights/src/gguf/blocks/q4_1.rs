@@ -20,7 +20,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<20>().0) {
             let [d0, d1, m0, m1, pairs @ ..] = block;
             let (d, m) = (rounding::widened([*d0, *d1]), rounding::widened([*m0, *m1]));
-            nibbles::unpack(pairs, x, |q| f32::from(q) * d + m);
+            nibbles::unpack::<SET>(pairs, x, |q| f32::from(q) * d + m);
         }
     }
 }

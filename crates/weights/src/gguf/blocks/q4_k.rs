@@ -22,7 +22,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<{ k::BLOCK }>().0.iter_mut().zip(bytes.as_chunks::<144>().0) {
             let (head, pairs) = block.split_first_chunk().expect("invariant: 144 bytes are more than 16");
             let (step, drop) = k::steps(head);
-            k::unpack_nibbles(pairs, x, |j, _, q| step[j] * f32::from(q) - drop[j]);
+            k::look_up_nibbles::<SET>(pairs, x, |j, q| step[j] * f32::from(q) - drop[j]);
         }
     }
 }

@@ -19,7 +19,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<22>().0) {
             let [d0, d1, h0, h1, h2, h3, pairs @ ..] = block;
             let d = rounding::widened([*d0, *d1]);
-            nibbles::unpack_five(pairs, [*h0, *h1, *h2, *h3], x, |q| f32::from(q as i8 - 16) * d);
+            nibbles::unpack_five::<SET>(pairs, [*h0, *h1, *h2, *h3], x, |q| f32::from(q as i8 - 16) * d);
         }
     }
 }

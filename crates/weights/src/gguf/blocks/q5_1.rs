@@ -21,7 +21,7 @@ multiversioned! {
         for (x, block) in values.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<24>().0) {
             let [d0, d1, m0, m1, h0, h1, h2, h3, pairs @ ..] = block;
             let (d, m) = (rounding::widened([*d0, *d1]), rounding::widened([*m0, *m1]));
-            nibbles::unpack_five(pairs, [*h0, *h1, *h2, *h3], x, |q| f32::from(q) * d + m);
+            nibbles::unpack_five::<SET>(pairs, [*h0, *h1, *h2, *h3], x, |q| f32::from(q) * d + m);
         }
     }
 }

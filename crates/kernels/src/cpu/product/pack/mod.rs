@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 
 use burn::tensor::bf16;
 
-use super::tile::Ahead;
+use super::ahead::Ahead;
 use super::{Elements, Matrix, Precision};
 use source::{Pairs, Plain, Rounded, Source, Widened};
 
