@@ -57,6 +57,7 @@ impl Codes {
 
 /// How a moment is held.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "one or two a trained tensor, for as long as it is trained")]
 pub enum Moment {
     /// f32.
     Wide(Tensor<1>),

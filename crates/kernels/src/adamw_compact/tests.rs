@@ -53,7 +53,7 @@ fn gradients(states: &[State], random: &mut Random) -> Vec<Tensor<1>> {
         let wide = random.tensor([size + 5]).powi_scalar(3);
         if size == 0 {
             random.tensor([0])
-        } else if size % 2 == 0 {
+        } else if size.is_multiple_of(2) {
             wide.narrow(0, 3, size)
         } else {
             wide.narrow(0, 0, size).add_scalar(0.0)

@@ -55,8 +55,12 @@ impl Packed for HostNumbers {
 
     fn numbers_on(&self, first: usize, count: usize, device: &Device, _: DType) -> Option<Tensor<1>> {
         let size = self.dtype.size();
-        let bytes =
-            Bytes::from_shared(self.bytes.slice(first * size..(first + count) * size), AllocationProperty::File);
+        let bytes = self.bytes.slice(first * size..(first + count) * size);
+        // A tensor on the CPU would lie there, and numbers out of place cannot be read as such.
+        if !(bytes.as_ptr() as usize).is_multiple_of(size) {
+            return None;
+        }
+        let bytes = Bytes::from_shared(bytes, AllocationProperty::File);
         let data = TensorData::from_bytes(bytes, vec![count], self.dtype);
         Some(Tensor::from_data(data, (device, self.dtype)))
     }

@@ -30,6 +30,7 @@ fn cases(mut check: impl FnMut(&mut Random, usize, DType, bool)) {
 
 /// Two maps with adapters, of which one trains its weight, of `input` once formed again and once kept; `leaves` are what it is
 /// formed of.
+#[expect(clippy::needless_pass_by_value, reason = "made for the call, as tensors are")]
 fn agrees<const D: usize, const N: usize>(
     random: &mut Random,
     leaves: [Tensor<D>; N],

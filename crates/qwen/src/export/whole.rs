@@ -80,7 +80,7 @@ pub fn whole_tensors<'m, 'a>(
     let embedding = found.values().find(|(tensor, _)| tensor.role == Role::Embedding).map(|(_, other)| *other);
     match (embedding, tied_head) {
         (Some(embedding), Some(head)) if embedding.bytes != head.bytes => {
-            faults.push(ExportError::Untied { alone: None })
+            faults.push(ExportError::Untied { alone: None });
         }
         (Some(_), None) if is_tied => faults.push(ExportError::Untied { alone: Some("embed_tokens") }),
         (None, Some(_)) => faults.push(ExportError::Untied { alone: Some("lm_head") }),

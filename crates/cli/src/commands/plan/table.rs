@@ -97,12 +97,12 @@ fn cell(here: u64, away: u64) -> String {
 
 /// Thousands of tokens, rounded down.
 fn short(tokens: u64) -> Option<String> {
-    match tokens {
-        0..FEWEST_TOKENS => None,
-        MOST_TOKENS.. => Some("1M+".to_owned()),
-        0..10_000 => Some(format!("{}.{}k", tokens / 1000, tokens / 100 % 10)),
-        _ => Some(format!("{}k", tokens / 1000)),
-    }
+    Some(match tokens {
+        _ if tokens < FEWEST_TOKENS => return None,
+        _ if tokens >= MOST_TOKENS => "1M+".to_owned(),
+        _ if tokens < 10_000 => format!("{}.{}k", tokens / 1000, tokens / 100 % 10),
+        _ => format!("{}k", tokens / 1000),
+    })
 }
 
 /// The same numbers, one object a model and way.
