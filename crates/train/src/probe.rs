@@ -31,6 +31,8 @@ pub struct Probe<'a> {
     pub batch: &'a Batch,
     /// Whether adapters drop inputs.
     pub dropout: bool,
+    /// Whether inputs of blocks that run again wait in host memory.
+    pub inputs_on_host: bool,
     /// How updates are made.
     pub optimizer: &'a OptimizerConfig,
 }
@@ -165,7 +167,8 @@ impl Probe<'_> {
 
     fn gradients(&self, decoder: &Decoder, parameters: &Parameters, recompute: usize) -> Gradients {
         let mut gradients = Gradients::default();
-        let staging = Staging { dropout: self.dropout.then_some(0), ..Staging::plain(recompute) };
+        let dropout = self.dropout.then_some(0);
+        let staging = Staging { dropout, inputs_on_host: self.inputs_on_host, ..Staging::plain(recompute) };
         kernels::on_pool(|| {
             accumulate(decoder, parameters, self.objective, self.batch, 1.0, staging, &mut gradients);
         });

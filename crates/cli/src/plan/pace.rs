@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use qwen_tune_data::{Cursor, StepSize, Stream};
+use qwen_tune_qwen::memory::Offload;
 use qwen_tune_train::{Pace, Probe, objective};
 
 use super::{Plan, batches, data_fault};
@@ -58,6 +59,7 @@ impl Plan {
             objective: objective.as_ref(),
             batch,
             dropout: self.trained.dropout,
+            inputs_on_host: self.offload >= Offload::Inputs,
             optimizer: &self.recipe.optimizer,
         };
         let pace = probe.run().map_err(|e| Diagnostics::from(Diagnostic::failure_from("load", &e)))?;
