@@ -3,6 +3,9 @@
 //! With `n = x·rstd ⊙ w` (and `w + 1` for a zero-centred weight) the result is `n`, `R·n` with `R` the rotation by the
 //! token's angles, or `n ⊙ silu(z)`. A row is read once from memory and once more from the cache; see [`forward`] for what
 //! bounds it.
+//!
+//! One file although it is long: the three share their loads, sums and gradients, and each kernel reads only beside the
+//! launch that gives it its rows.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
