@@ -1,13 +1,12 @@
 //! Recipes that are named for a card, and the table of what fits on cards.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use qwen_tune::recipe::{Purpose, Recipe};
 use qwen_tune_model::quantised_bytes;
 use qwen_tune_qwen::memory::{self, Learned, Offload, OneRow, WeightBytes};
 use qwen_tune_qwen::published::Published;
-use qwen_tune_qwen::{LayerFilter, LoraTargets, Switches, inventory};
+use qwen_tune_qwen::{LoraTargets, inventory};
 use qwen_tune_train::head_rows;
 
 use crate::runs::succeed;
@@ -41,9 +40,7 @@ fn recipes_fit_the_cards_they_are_named_for() {
         let inventory = inventory(&spec);
         assert_eq!((recipe.run.micro_batch.value(), lora.target), (Some(1), LoraTargets::default()), "{name}");
         assert_eq!(recipe.run.recompute.blocks(1), Some(1), "{name} runs every block again");
-        let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-        let ranks = modules.into_iter().map(|module| (module, lora.rank)).collect();
-        let learned = Learned::Adapters { ranks, whole: BTreeSet::new() };
+        let learned = Learned::adapters(&inventory, lora.rank);
         let weights = WeightBytes::of(&inventory, &learned, |tensor| {
             quantised_bytes(tensor, recipe.model.quantize).unwrap_or(2 * tensor.elements())
         });

@@ -8,6 +8,7 @@ mod clients;
 mod equivalence;
 mod golden;
 mod hostile;
+mod long;
 mod made_model;
 mod parity;
 mod plans;

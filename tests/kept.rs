@@ -17,20 +17,23 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use burn::tensor::{DType, Tensor, TensorData};
 use qwen_tune_model::{Block, Decoder, Parameters, Pass, Quantize, Storage, Training};
 use qwen_tune_qwen::gguf::{self, About, Quant, WriteOptions};
-use qwen_tune_qwen::memory::{Learned, kept_by_layer};
+use qwen_tune_qwen::memory::{self, Extent, Forms, Kept, Learned, MemoryInput, Offload, kept_by_layer};
 use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
-use qwen_tune_train::device;
+use qwen_tune_train::backward::{Gradients, Staging, accumulate};
+use qwen_tune_train::{Likelihood, device};
 
-use golden::{Golden, names};
+use golden::{Golden, batch, names};
 
 struct Counting;
 
 static LIVE: AtomicI64 = AtomicI64::new(0);
+static PEAK: AtomicI64 = AtomicI64::new(0);
 
 /// Counts what is held for tokens, at least a byte each; tasks and tapes take less, and not the same every time.
 fn count(layout: Layout, sign: i64) {
     if layout.size() >= FEW * SEQUENCE {
-        LIVE.fetch_add(sign * layout.size() as i64, Ordering::Relaxed);
+        let size = sign * layout.size() as i64;
+        PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
     }
 }
 
@@ -126,6 +129,81 @@ fn a_block_keeps_what_the_formula_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Bytes alive at most while the gradients of so many sequences are formed.
+fn most(decoder: &Decoder, parameters: &Parameters, staging: Staging, sequences: usize) -> i64 {
+    let lens = vec![SEQUENCE; sequences];
+    let ids: Vec<u32> = (0..sequences * SEQUENCE).map(|i| (i * 7919 % decoder.spec.vocab_size) as u32).collect();
+    let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let batch = batch(&ids, &labels, &lens);
+    let before = LIVE.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let mut gradients = Gradients::default();
+    accumulate(decoder, parameters, &Likelihood, &batch, 1.0, staging, &mut gradients);
+    PEAK.load(Ordering::SeqCst) - before
+}
+
+/// The plan of one layer of a model alone.
+fn planned(decoder: &Decoder, golden: &Golden, index: usize, learned: &Learned, size: u64, staging: Staging, sequences: usize) -> i64 {
+    let spec = decoder.spec.clone();
+    let mut inventory = golden.model.inventory.clone();
+    inventory.retain(|tensor| tensor.layer.is_none_or(|layer| layer == index));
+    inventory.iter_mut().for_each(|tensor| tensor.layer = tensor.layer.map(|_| 0));
+    let plan = memory::plan(&MemoryInput {
+        spec: &spec,
+        inventory: &inventory,
+        learned,
+        formats: Default::default(),
+        weights: &Default::default(),
+        activation_bytes: size,
+        batch: Extent::of(vec![SEQUENCE; sequences]),
+        accumulates: false,
+        kept: Kept { layers: usize::from(staging.recompute == 0) },
+        ffn_chunk: staging.ffn_chunk.map(|chunk| chunk as u64),
+        head_tokens: (sequences * SEQUENCE) as u64,
+        head_rows: 512,
+        forms: Forms::Cpu,
+        eval: Extent::default(),
+        update_in_place: true,
+        offload: Offload::None,
+    });
+    plan.step as i64
+}
+
+#[test]
+fn a_step_holds_what_the_formula_says() {
+    let _turn = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let device = device::open("cpu", Default::default()).unwrap().device;
+    for name in names() {
+        let golden = Golden::open(&name);
+        for training in [golden.lora(), golden.full()] {
+            for dtype in [DType::F32, DType::BF16] {
+                let (decoder, parameters) = Decoder::load(&golden.model, &training, &device, dtype).unwrap();
+                for index in golden.model.spec.alike().iter().map(|kind| kind[0]) {
+                    let one = decoder.with_blocks(&[index]);
+                    for (recompute, ffn_chunk) in [(0, None), (1, None), (1, Some(256))] {
+                        let staging = Staging { ffn_chunk, ..Staging::plain(recompute) };
+                        let size = dtype.size() as u64;
+                        let held = |sequences| most(&one, &parameters, staging, sequences);
+                        let plan = |sequences| planned(&one, &golden, index, &learned(&training), size, staging, sequences);
+                        held(MANY);
+                        let tokens = ((MANY - FEW) * SEQUENCE) as f64;
+                        let (many, few) = (held(MANY), held(FEW));
+                        let (plan_many, plan_few) = (plan(MANY), plan(FEW));
+                        let what = if matches!(training, Training::Lora(_)) { "adapters" } else { "all" };
+                        eprintln!(
+                            "{name:38} {what:8} {dtype:?} layer {index} again {recompute} chunk {ffn_chunk:?}: slope {:.1} planned {:.1} ({:+.3}); peak {} planned {} ({:+.3})",
+                            (many - few) as f64 / tokens,
+                            (plan_many - plan_few) as f64 / tokens,
+                            (plan_many - plan_few) as f64 / (many - few) as f64 - 1.0,
+                            many, plan_many, plan_many as f64 / many as f64 - 1.0,
+                        );
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Bytes on the heap that a model holds, in pieces of some size, and those of its matrices by the plan.

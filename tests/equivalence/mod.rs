@@ -14,6 +14,7 @@ use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
 
 mod bf16;
 mod blocks;
+mod chunks;
 mod compact;
 mod replicas;
 

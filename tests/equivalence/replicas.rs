@@ -46,7 +46,7 @@ impl Sink for Steps {
     fn event(&mut self, event: &Event) -> io::Result<()> {
         match event {
             Event::Step(step) => self.made.push(step.clone()),
-            Event::OutOfMemory { step, micro_batch, recompute } => {
+            Event::OutOfMemory { step, micro_batch, recompute, .. } => {
                 self.retreats.push((*step, *micro_batch, *recompute));
             }
             Event::Warned { message } => panic!("{message}"),

@@ -30,6 +30,12 @@ impl Dropout {
         if uniform < self.threshold() { 0.0 } else { self.scale() }
     }
 
+    /// The same mask from the element at `first` on, whose index is then 0: what a part of the rows sees of it.
+    #[must_use]
+    pub fn from_element(self, first: u64) -> Self {
+        Self { key: self.key.wrapping_add(first.wrapping_mul(GOLDEN)), ..self }
+    }
+
     /// Writes the factors of the elements from `first` on.
     pub(crate) fn fill(&self, first: u64, factors: &mut [f32]) {
         for (offset, factor) in factors.iter_mut().enumerate() {
@@ -77,6 +83,8 @@ mod tests {
         dropout.fill(0, &mut whole);
         let mut tail = vec![0.0; 24];
         dropout.fill(40, &mut tail);
+        assert_eq!(whole[40..], tail);
+        dropout.from_element(40).fill(0, &mut tail);
         assert_eq!(whole[40..], tail);
         let mut other = vec![0.0; 64];
         Dropout { p: 0.5, key: 12 }.fill(0, &mut other);

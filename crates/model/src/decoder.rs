@@ -1,9 +1,12 @@
 //! The decoder: embedding, blocks, final norm, head, as separate public steps, so that the staged backward can run them
 //! one at a time.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
-use qwen_tune_kernels::{self as kernels, Input};
+use qwen_tune_kernels as kernels;
 use qwen_tune_qwen::ModelDir;
+use qwen_tune_qwen::memory;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
 
 use crate::attention::Attention;
@@ -98,10 +101,38 @@ impl Block {
         mixer || ffn || self.input_layernorm.is_trained() || self.post_attention_layernorm.is_trained()
     }
 
-    /// `h = x + mixer(norm(x))`, `y = h + ffn(norm(h))`; `[tokens, hidden]`.
+    /// `h = x + mixer(norm(x))`, `y = h + ffn(norm(h))`; `[tokens, hidden]`. Without a tape the second in chunks, where the pass
+    /// asks for them.
     #[must_use]
     pub fn forward(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
-        let (h, normed) = self.mix(x, context, pass);
+        let h = self.mix(x, context, pass);
+        let parts = if pass.is_taped() { Vec::new() } else { self.ffn_parts(h.dims()[0], pass.ffn_chunk) };
+        if parts.len() < 2 {
+            return self.feed_forward(h, pass);
+        }
+        let part = |rows: Range<usize>| {
+            self.feed_forward(h.clone().narrow(0, rows.start, rows.len()), &pass.from_token(rows.start))
+        };
+        let parts = parts.into_iter().map(part).collect();
+        drop(h);
+        Tensor::cat(parts, 0)
+    }
+
+    /// `x + mixer(norm(x))`: what the feed-forward part adds to.
+    #[must_use]
+    pub fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Tensor<2> {
+        let normed = self.input_layernorm.forward(x.clone(), pass);
+        let change = match &self.mixer {
+            Mixer::Attention(attention) => attention.forward(normed, context, pass),
+            Mixer::GatedDelta(delta) => delta.forward(normed, context, pass),
+        };
+        kernels::add(x, change)
+    }
+
+    /// `h + ffn(norm(h))`, each row by itself.
+    #[must_use]
+    pub fn feed_forward(&self, h: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let normed = self.post_attention_layernorm.forward(h.clone(), pass);
         let change = match &self.ffn {
             Ffn::Dense(mlp) => mlp.forward(normed, pass),
             Ffn::Sparse(sparse) => sparse.forward(normed, pass),
@@ -109,25 +140,28 @@ impl Block {
         kernels::add(h, change)
     }
 
+    /// Tokens that go through the feed-forward part together: equal shares of at most `chunk`, in order. All of them where
+    /// experts drop inputs, whose masks go by the rows of an expert.
+    #[must_use]
+    pub fn ffn_parts(&self, tokens: usize, chunk: Option<usize>) -> Vec<Range<usize>> {
+        let splits = match &self.ffn {
+            Ffn::Dense(_) => true,
+            Ffn::Sparse(sparse) => !sparse.drops_in_experts(),
+        };
+        let size = memory::chunk_share(tokens as u64, chunk.filter(|_| splits).map(|chunk| chunk as u64)) as usize;
+        (0..tokens).step_by(size.max(1)).map(|first| first..tokens.min(first + size)).collect()
+    }
+
     /// Scores of the experts for each token, `[tokens, experts]`, where the layer has experts.
     #[must_use]
     pub fn router_logits(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> Option<Tensor<2>> {
         match &self.ffn {
             Ffn::Dense(_) => None,
-            Ffn::Sparse(sparse) => Some(sparse.router_logits(self.mix(x, context, pass).1, pass)),
+            Ffn::Sparse(sparse) => {
+                let normed = self.post_attention_layernorm.forward(self.mix(x, context, pass), pass);
+                Some(sparse.router_logits(normed, pass))
+            }
         }
-    }
-
-    /// The residual behind the mixer, and what the feed-forward part sees of it.
-    fn mix(&self, x: Tensor<2>, context: &Context, pass: &Pass<'_>) -> (Tensor<2>, Input<2>) {
-        let normed = self.input_layernorm.forward(x.clone(), pass);
-        let change = match &self.mixer {
-            Mixer::Attention(attention) => attention.forward(normed, context, pass),
-            Mixer::GatedDelta(delta) => delta.forward(normed, context, pass),
-        };
-        let h = kernels::add(x, change);
-        let normed = self.post_attention_layernorm.forward(h.clone(), pass);
-        (h, normed)
     }
 }
 

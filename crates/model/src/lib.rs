@@ -36,5 +36,5 @@ pub use mlp::Mlp;
 pub use norm::RmsNorm;
 pub use packed::quantised_bytes;
 pub use parameters::{Matrix, Parameter, Parameters, Pass, Weight};
-pub use sparse::{Experts, Routing, Sparse};
+pub use sparse::{Experts, Routing, Sparse, Spread};
 pub use training::{FullPlan, LoraModule, LoraPlan, Training};

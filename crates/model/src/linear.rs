@@ -38,12 +38,11 @@ impl<const D: usize> Lora<D> {
     pub(crate) fn of(adapter: Option<&Self>, pass: &Pass<'_>) -> Option<kernels::Adapter<D>> {
         let lora = adapter.filter(|_| pass.adapters)?;
         let key = pass.dropout.filter(|_| lora.dropout > 0.0);
-        Some(kernels::Adapter {
-            a: pass.get(&lora.a),
-            b: pass.get(&lora.b),
-            scale: lora.scale,
-            dropout: key.map(|step| kernels::Dropout { p: lora.dropout, key: mix(step ^ lora.key) }),
-        })
+        let a = pass.get(&lora.a);
+        // The mask is that of all rows, of which this pass may see the later ones only.
+        let before = (pass.first_token * a.dims()[D - 1]) as u64;
+        let mask = |step| kernels::Dropout { p: lora.dropout, key: mix(step ^ lora.key) }.from_element(before);
+        Some(kernels::Adapter { a, b: pass.get(&lora.b), scale: lora.scale, dropout: key.map(mask) })
     }
 }
 

@@ -3,7 +3,7 @@
 //! changes, and the same forward serves with and without a tape.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_kernels as kernels;
@@ -142,21 +142,34 @@ impl<const D: usize> Matrix<D> {
 }
 
 /// One use of the model: with which values, with or without a tape, with or without adapters.
+#[derive(Clone)]
 pub struct Pass<'a> {
     parameters: &'a Parameters,
-    tape: Option<Mutex<BTreeMap<usize, Tensor<1>>>>,
-    routing: Option<Mutex<Vec<Routing>>>,
+    tape: Option<Arc<Mutex<BTreeMap<usize, Tensor<1>>>>>,
+    routing: Option<Arc<Mutex<Vec<Routing>>>>,
     /// Adapters take part; off gives the base model.
     pub adapters: bool,
     /// Key of this step's dropout masks; `None` drops nothing.
     pub dropout: Option<u64>,
+    /// Tokens that go through a feed-forward part together where there is no tape, at most; `None` takes all.
+    pub ffn_chunk: Option<usize>,
+    /// Place in the batch of the first token it sees.
+    pub(crate) first_token: usize,
 }
 
 impl<'a> Pass<'a> {
     /// Evaluation and generation: no tape, no dropout.
     #[must_use]
     pub fn plain(parameters: &'a Parameters) -> Self {
-        Self { parameters, tape: None, routing: None, adapters: true, dropout: None }
+        Self {
+            parameters,
+            tape: None,
+            routing: None,
+            adapters: true,
+            dropout: None,
+            ffn_chunk: None,
+            first_token: 0,
+        }
     }
 
     /// The forward of training without a tape: same masks as [`Pass::taped`] with the same key.
@@ -168,7 +181,7 @@ impl<'a> Pass<'a> {
     /// Trainable tensors become leaves of an autodiff tape.
     #[must_use]
     pub fn taped(parameters: &'a Parameters, dropout: Option<u64>) -> Self {
-        Self { tape: Some(Mutex::default()), dropout, ..Self::plain(parameters) }
+        Self { tape: Some(Arc::default()), dropout, ..Self::plain(parameters) }
     }
 
     /// The base model: adapters off.
@@ -178,10 +191,28 @@ impl<'a> Pass<'a> {
         self
     }
 
+    /// No more tokens than this at a time where there is no tape: [`Pass::ffn_chunk`].
+    #[must_use]
+    pub fn in_chunks(mut self, ffn_chunk: Option<usize>) -> Self {
+        self.ffn_chunk = ffn_chunk;
+        self
+    }
+
+    /// The same pass, with its tape and its notes, for tokens of the batch from this one on: dropout masks are functions
+    /// of a token's place.
+    #[must_use]
+    pub fn from_token(&self, first: usize) -> Self {
+        Self { first_token: first, ..self.clone() }
+    }
+
+    pub(crate) fn is_taped(&self) -> bool {
+        self.tape.is_some()
+    }
+
     /// Routers note what they decide, for [`Pass::routing`].
     #[must_use]
     pub fn observed(mut self) -> Self {
-        self.routing = Some(Mutex::default());
+        self.routing = Some(Arc::default());
         self
     }
 
@@ -228,7 +259,7 @@ impl<'a> Pass<'a> {
     /// The leaves that this pass made, by slot.
     #[must_use]
     pub fn into_leaves(self) -> BTreeMap<usize, Tensor<1>> {
-        self.tape.map(|tape| tape.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
+        self.tape.map(|tape| std::mem::take(&mut *locked(&tape))).unwrap_or_default()
     }
 }
 

@@ -41,9 +41,18 @@ impl Experts {
     }
 }
 
-/// What the router of one layer decided in one forward.
+/// What the router of one layer decided for some tokens.
 #[derive(Debug, Clone)]
 pub struct Routing {
+    /// How it spread them.
+    pub spread: Spread,
+    /// Probabilities `[T, E]`, on the tape of the pass.
+    pub probabilities: Tensor<2>,
+}
+
+/// How some tokens were spread over the experts of one layer.
+#[derive(Debug, Clone)]
+pub struct Spread {
     /// Rows that each expert works on, `[E]`.
     pub rows: Vec<usize>,
     /// Probability of each expert, summed over the tokens, `[E]`.
@@ -52,15 +61,20 @@ pub struct Routing {
     pub tokens: usize,
     /// Experts that each token goes through.
     pub active: usize,
-    /// Probabilities `[T, E]`, on the tape of the pass.
-    pub probabilities: Tensor<2>,
 }
 
-impl Routing {
-    /// The same off the tape.
+impl Spread {
+    /// Of all tokens that came in these parts; `None` without any.
     #[must_use]
-    pub fn untaped(&self) -> Self {
-        Self { probabilities: self.probabilities.clone().inner(), ..self.clone() }
+    pub fn of(parts: &[Routing]) -> Option<Self> {
+        let (first, others) = parts.split_first()?;
+        let mut sum = first.spread.clone();
+        for Routing { spread, .. } in others {
+            sum.rows.iter_mut().zip(&spread.rows).for_each(|(sum, rows)| *sum += rows);
+            sum.mass.iter_mut().zip(&spread.mass).for_each(|(sum, mass)| *sum += mass);
+            sum.tokens += spread.tokens;
+        }
+        Some(sum)
     }
 }
 
@@ -112,6 +126,12 @@ impl Sparse {
             || self.shared.as_ref().is_some_and(|shared| shared.expert.is_trained() || shared.gate.is_trained())
     }
 
+    /// Whether adapters of experts drop inputs.
+    pub(crate) fn drops_in_experts(&self) -> bool {
+        let drops = |experts: &Experts| experts.adapter.as_ref().is_some_and(|lora| lora.dropout > 0.0);
+        drops(&self.gate_up_proj) || drops(&self.down_proj)
+    }
+
     /// Scores of all experts before the softmax, `[T, E]`.
     #[must_use]
     pub fn router_logits(&self, x_TD: impl Into<Input<2>>, pass: &Pass<'_>) -> Tensor<2> {
@@ -127,10 +147,7 @@ impl Sparse {
         let p_TE = kernels::softmax(self.router_logits(x_TD.clone(), pass).cast(DType::F32));
         let dispatch = self.dispatch(&p_TE);
         pass.observe(|| Routing {
-            rows: dispatch.groups.counts(),
-            mass: dispatch.mass_E.clone(),
-            tokens,
-            active,
+            spread: Spread { rows: dispatch.groups.counts(), mass: dispatch.mass_E.clone(), tokens, active },
             probabilities: p_TE.clone(),
         });
         let p_TK = p_TE.gather(1, dispatch.chosen_TK);

@@ -3,7 +3,7 @@
 
 use qwen_tune_data::{Batch, Step as DataStep};
 use qwen_tune_model::mix;
-use qwen_tune_qwen::memory::Offload;
+use qwen_tune_qwen::memory::{FEWEST_CHUNK_TOKENS, Offload};
 
 use crate::backward::{Gradients, Passed};
 use crate::error::TrainError;
@@ -11,6 +11,7 @@ use crate::event::{Event, Sink};
 use crate::out_of_memory::attempt;
 use crate::replicas::Work;
 use crate::run::Run;
+use crate::state::TrainState;
 
 /// A step before its update.
 pub(crate) struct Tried {
@@ -37,13 +38,18 @@ impl Run<'_> {
             let step = self.state.step + 1;
             let rows = data.micro_batches.iter().map(|batch| batch.rows).max().unwrap_or(1);
             let blocks = self.decoder.blocks().len();
+            let tokens = data.micro_batches.iter().map(|batch| batch.ids.len()).max().unwrap_or(0);
+            let smallest = Some(FEWEST_CHUNK_TOKENS as usize).filter(|&chunk| tokens > chunk);
+            let splits = smallest.is_some() && self.state.ffn_chunk.is_none_or(|chunk| Some(chunk) > smallest);
             match (rows.min(self.state.micro_batch), self.recompute, self.offload) {
                 (2.., ..) => self.state.micro_batch = rows.min(self.state.micro_batch) / 2,
                 (_, recompute, _) if recompute < blocks => self.recompute = blocks,
+                _ if splits => self.state.ffn_chunk = smallest,
                 (_, _, offload) if offload < Offload::Inputs => self.offload = Offload::Inputs,
                 _ => return Err(TrainError::OutOfMemory { step, said: fault.said }),
             }
-            sink.event(&Event::OutOfMemory { step, micro_batch: self.state.micro_batch, recompute: self.recompute })?;
+            let TrainState { micro_batch, ffn_chunk, .. } = self.state;
+            sink.event(&Event::OutOfMemory { step, micro_batch, recompute: self.recompute, ffn_chunk })?;
         }
     }
 
@@ -67,6 +73,7 @@ impl Run<'_> {
             objective: self.objective.as_ref(),
             router_aux_loss_coef: self.router_aux_loss_coef,
             recompute: self.recompute,
+            ffn_chunk: self.state.ffn_chunk,
             dropout: self.dropout.then_some(step_key),
             inputs_on_host: self.offload >= Offload::Inputs,
         };

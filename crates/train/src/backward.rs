@@ -6,13 +6,16 @@
 //! tape from the forward or is run again; one forward function serves both, and dropout masks are functions of the step
 //! and the module, so both see the same ones.
 
+mod block;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use qwen_tune_data::Batch;
 use qwen_tune_kernels::{self as kernels, HostCopy};
-use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing};
+use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing, Spread};
 
+use self::block::{Sweep, Taped, input_leaf};
 use crate::balance::{Auxiliary, Balance};
 use crate::objective::Objective;
 
@@ -69,6 +72,8 @@ impl Gradients {
 pub struct Staging {
     /// This many of the lowest blocks are run again in the backward; the others keep their tapes.
     pub recompute: usize,
+    /// Tokens that go through the feed-forward part of such a block together, at most; `None` takes all.
+    pub ffn_chunk: Option<usize>,
     /// Key of this micro-batch's dropout masks.
     pub dropout: Option<u64>,
     /// This micro-batch's share of the step's tokens, for the load-balancing loss.
@@ -83,7 +88,7 @@ impl Staging {
     /// Everything in one micro-batch, on its device, without dropout or a load-balancing loss.
     #[must_use]
     pub fn plain(recompute: usize) -> Self {
-        Self { recompute, dropout: None, share: 1.0, balance: 0.0, inputs_on_host: false }
+        Self { recompute, ffn_chunk: None, dropout: None, share: 1.0, balance: 0.0, inputs_on_host: false }
     }
 }
 
@@ -104,8 +109,8 @@ enum Kept<'a> {
     Input(Tensor<2>),
     /// The same, once it is brought back.
     Away(HostCopy<2>),
-    /// The tape itself: input leaf, output, pass with its leaves, decisions of its router.
-    Tape(Tensor<2>, Tensor<2>, Pass<'a>, Vec<Routing>),
+    /// The tape itself.
+    Tape(Taped<'a>),
 }
 
 /// Adds the gradients of `batch` to `gradients`.
@@ -131,27 +136,27 @@ pub fn accumulate(
 
     // Forward through the blocks.
     let mut kept = Vec::with_capacity(decoder.blocks().len());
-    let mut routings = Vec::new();
+    let mut spreads = Vec::new();
     let mut tracked = trains_embedding;
     for (index, block) in decoder.blocks().iter().enumerate() {
         let trains = tracked || block.is_trained();
         let (next, keep) = if !trains {
-            let pass = Pass::plain(parameters).observed();
+            let pass = Pass::plain(parameters).in_chunks(staging.ffn_chunk).observed();
             let y = block.forward(x, &context, &pass);
-            routings.extend(pass.routing());
+            spreads.extend(Spread::of(&pass.routing()));
             (y, Kept::Nothing)
         } else if index < staging.recompute {
-            let pass = Pass::untaped(parameters, staging.dropout).observed();
+            let pass = Pass::untaped(parameters, staging.dropout).in_chunks(staging.ffn_chunk).observed();
             let y = block.forward(x.clone(), &context, &pass);
-            routings.extend(pass.routing());
+            spreads.extend(Spread::of(&pass.routing()));
             (y, if staging.inputs_on_host { Kept::Away(HostCopy::of(x)) } else { Kept::Input(x) })
         } else {
             let pass = Pass::taped(parameters, staging.dropout).observed();
             let leaf = input_leaf(x, tracked);
             let y = block.forward(leaf.clone(), &context, &pass);
             let routing = pass.routing();
-            routings.extend(routing.iter().map(Routing::untaped));
-            (y.clone().inner(), Kept::Tape(leaf, y, pass, routing))
+            spreads.extend(Spread::of(&routing));
+            (y.clone().inner(), Kept::Tape(Taped { leaf, y, pass, routing }))
         };
         tracked = trains;
         x = next;
@@ -188,41 +193,27 @@ pub fn accumulate(
     let mut tape = kernels::seed(h, out.dh).backward();
     let mut upstream = leaf.grad_remove(&mut tape).expect("invariant: the final norm depends on its input");
     gradients.add_leaves(pass.into_leaves(), &mut tape);
+    drop((leaf, tape));
 
     // Blocks in reverse.
-    let routings: Vec<&Routing> = routings.iter().collect();
-    let passed = Passed { nats: loss, balance: Balance::of(&routings, f64::from(staging.share)) };
-    let slope = Auxiliary::of(&routings).filter(|_| staging.balance > 0.0).map(|auxiliary| {
+    let passed = Passed { nats: loss, balance: Balance::of(&spreads, f64::from(staging.share)) };
+    let slope = Auxiliary::of(&spreads).filter(|_| staging.balance > 0.0).map(|auxiliary| {
         let slope: Vec<f32> = auxiliary.slope.iter().map(|slope| slope * staging.balance).collect();
         let experts = slope.len();
         Tensor::<2>::from_data(TensorData::new(slope, [1, experts]), decoder.device())
     });
+    let sweep = Sweep { parameters, context: &context, staging, slope };
     bring_last(&mut kept);
     while let Some(keep) = kept.pop() {
         let block = &decoder.blocks()[kept.len()];
-        let (leaf, y, pass, routing) = match keep {
+        let below = match keep {
             Kept::Nothing => return passed,
-            Kept::Tape(leaf, y, pass, routing) => (leaf, y, pass, routing),
+            Kept::Tape(taped) => sweep.of_tape(taped, upstream, gradients),
             Kept::Away(_) => unreachable!("invariant: it was brought while the block above ran"),
-            Kept::Input(x) => {
-                let pass = Pass::taped(parameters, staging.dropout).observed();
-                let leaf = input_leaf(x, true);
-                let y = block.forward(leaf.clone(), &context, &pass);
-                let routing = pass.routing();
-                (leaf, y, pass, routing)
-            }
-        };
-        let seeded = kernels::seed(y, upstream);
-        let mut tape = match (&slope, routing.into_iter().next()) {
-            (Some(slope), Some(Routing { probabilities, .. })) => {
-                (seeded + (probabilities * slope.clone().autodiff()).sum()).backward()
-            }
-            _ => seeded.backward(),
+            Kept::Input(x) => sweep.again(block, x, upstream, gradients),
         };
         // The device is busy with this block for as long as that takes.
         bring_last(&mut kept);
-        let below = leaf.grad_remove(&mut tape);
-        gradients.add_leaves(pass.into_leaves(), &mut tape);
         match below {
             Some(gradient) => upstream = gradient,
             None => return passed,
@@ -263,10 +254,10 @@ pub fn accumulate_whole_tape(
 
 /// The load-balancing loss as plain tensor operations.
 fn pooled_auxiliary(routings: &[Routing]) -> Option<Tensor<1>> {
-    let experts = routings.first()?.rows.len();
-    let places: usize = routings.iter().map(|routing| routing.tokens).sum();
+    let experts = routings.first()?.spread.rows.len();
+    let places: usize = routings.iter().map(|routing| routing.spread.tokens).sum();
     let all = Tensor::cat(routings.iter().map(|routing| routing.probabilities.clone()).collect(), 0);
-    let chosen: Vec<f32> = (0..experts).map(|e| routings.iter().map(|r| r.rows[e] as f32).sum()).collect();
+    let chosen: Vec<f32> = (0..experts).map(|e| routings.iter().map(|r| r.spread.rows[e] as f32).sum()).collect();
     let chosen = Tensor::<1>::from_data(TensorData::new(chosen, [experts]), &all.device());
     let mean: Tensor<1> = all.mean_dim(0).reshape([experts]);
     Some((mean * chosen.div_scalar(places as f32)).sum().mul_scalar(experts as f32))
@@ -279,12 +270,6 @@ fn bring_last(kept: &mut [Kept<'_>]) {
     {
         *last = Kept::Input(copy.bring());
     }
-}
-
-/// A tape's entry. Where nothing below is trained its gradient is not asked for, which saves the products for it.
-fn input_leaf(x: Tensor<2>, tracked: bool) -> Tensor<2> {
-    let x = x.autodiff();
-    if tracked { x.require_grad() } else { x }
 }
 
 fn scalar(x: Tensor<1>) -> f64 {

@@ -1,6 +1,6 @@
 //! How evenly a step's tokens were spread over the experts, and the loss that asks for more of it.
 
-use qwen_tune_model::Routing;
+use qwen_tune_model::Spread;
 use serde::Serialize;
 
 /// Choices of experts, layer by layer.
@@ -44,10 +44,10 @@ pub(crate) struct Auxiliary {
 
 impl Auxiliary {
     /// Of the layers of a forward; `None` where none has experts.
-    pub(crate) fn of(layers: &[&Routing]) -> Option<Self> {
+    pub(crate) fn of(layers: &[Spread]) -> Option<Self> {
         let experts = layers.first()?.rows.len();
         let places: f64 = layers.iter().map(|layer| layer.tokens as f64).sum();
-        let share = |of: &dyn Fn(&Routing) -> f64| layers.iter().map(|&layer| of(layer)).sum::<f64>() / places;
+        let share = |of: &dyn Fn(&Spread) -> f64| layers.iter().map(of).sum::<f64>() / places;
         let chosen: Vec<f64> = (0..experts).map(|e| share(&|layer| layer.rows[e] as f64)).collect();
         let value = (0..experts).map(|e| chosen[e] * share(&|layer| layer.mass[e])).sum::<f64>() * experts as f64;
         let slope = chosen.iter().map(|chosen| (experts as f64 * chosen / places) as f32).collect();
@@ -57,8 +57,8 @@ impl Auxiliary {
 
 impl Balance {
     /// Of one forward; `share` is the part of the step's tokens that went through it.
-    pub(crate) fn of(layers: &[&Routing], share: f64) -> Self {
-        let load = |layer: &&Routing| Load {
+    pub(crate) fn of(layers: &[Spread], share: f64) -> Self {
+        let load = |layer: &Spread| Load {
             rows: layer.rows.iter().map(|&rows| rows as u64).collect(),
             choices: (layer.tokens * layer.active) as u64,
         };
@@ -102,30 +102,26 @@ impl Balance {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Tensor;
-
     use super::*;
 
-    fn routing(rows: &[usize], mass: &[f64], active: usize) -> Routing {
+    fn spread(rows: &[usize], mass: &[f64], active: usize) -> Spread {
         let tokens = rows.iter().sum::<usize>() / active;
-        let cpu = crate::device::open("cpu", Default::default()).expect("a CPU is always there").device;
-        let probabilities = Tensor::zeros([tokens, rows.len()], &cpu);
-        Routing { rows: rows.to_vec(), mass: mass.to_vec(), tokens, active, probabilities }
+        Spread { rows: rows.to_vec(), mass: mass.to_vec(), tokens, active }
     }
 
     #[test]
     fn equal_choices_give_the_number_of_active_experts() {
-        let even = routing(&[4, 4, 4, 4], &[2.0, 2.0, 2.0, 2.0], 2);
-        let figures = Balance::of(&[&even, &even], 1.0).figures().expect("there are experts");
+        let even = spread(&[4, 4, 4, 4], &[2.0, 2.0, 2.0, 2.0], 2);
+        let figures = Balance::of(&[even.clone(), even], 1.0).figures().expect("there are experts");
         assert_eq!(figures, ExpertFigures { aux_loss: 2.0, max_violation: 0.0, idle: 0.0, dropped_tokens: 0 });
         assert_eq!(Balance::of(&[], 1.0).figures(), None);
     }
 
     #[test]
     fn one_busy_expert_shows() {
-        let uneven = routing(&[6, 2, 0, 0], &[5.0, 2.0, 0.5, 0.5], 1);
-        let mut sum = Balance::of(&[&uneven], 0.5);
-        sum.add(&Balance::of(&[&uneven], 0.5));
+        let uneven = spread(&[6, 2, 0, 0], &[5.0, 2.0, 0.5, 0.5], 1);
+        let mut sum = Balance::of(std::slice::from_ref(&uneven), 0.5);
+        sum.add(&Balance::of(std::slice::from_ref(&uneven), 0.5));
         let figures = sum.figures().expect("there are experts");
         assert_eq!((figures.max_violation, figures.idle, figures.dropped_tokens), (2.0, 0.5, 0));
         // 4 · (6/8 · 5/8 + 2/8 · 2/8)
@@ -134,10 +130,10 @@ mod tests {
 
     #[test]
     fn the_slope_is_that_of_the_pooled_value() {
-        let (one, mut two) = (routing(&[3, 1], &[2.5, 1.5], 1), routing(&[1, 3], &[1.0, 3.0], 1));
-        let slope = Auxiliary::of(&[&one, &two]).expect("there are experts");
+        let (one, mut two) = (spread(&[3, 1], &[2.5, 1.5], 1), spread(&[1, 3], &[1.0, 3.0], 1));
+        let slope = Auxiliary::of(&[one.clone(), two.clone()]).expect("there are experts");
         two.mass[1] += 0.25;
-        let moved = Auxiliary::of(&[&one, &two]).expect("there are experts");
+        let moved = Auxiliary::of(&[one.clone(), two.clone()]).expect("there are experts");
         assert!((moved.value - slope.value - 0.25 * f64::from(slope.slope[1])).abs() < 1e-7);
     }
 }

@@ -55,13 +55,18 @@ pub struct RunConfig {
     /// How many blocks run their forward again in the backward: `auto`, `none`, `all` or a number.
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub recompute: Recompute,
+    /// Tokens that go through the feed-forward part of a block together where it runs again in the backward, and in
+    /// evaluations: `auto`, `none` (all of a micro-batch) or a number. Changes nothing but the order in which gradients of
+    /// that part are added up.
+    #[schemars(extend("x-may-change-on-resume" = true))]
+    pub ffn_chunk: FfnChunk,
     /// What waits in host memory while the device does other things: `none`, `embedding`, `inputs` (of blocks that run
     /// again in the backward, too) or `weights` (of the blocks, too); `auto` is the least that makes the run fit. Never
     /// changes a result. On a CPU the two memories are one.
     #[schemars(extend("x-may-change-on-resume" = true))]
     pub offload: Auto<Offload>,
-    /// Memory the run may take on its device, such as `"8GB"`; `auto` is what is free there. `micro_batch`, `recompute`
-    /// and `offload`, where they are `auto`, are chosen in this order to stay within it.
+    /// Memory the run may take on its device, such as `"8GB"`; `auto` is what is free there. `micro_batch`, `recompute`,
+    /// `ffn_chunk` and `offload`, where they are `auto`, are chosen in this order to stay within it.
     pub memory: Auto<ByteSize>,
     /// Take rows in an order drawn from `seed`; `false` takes them as they stand in the files.
     pub shuffle: bool,
@@ -91,6 +96,7 @@ impl Default for RunConfig {
             device: "auto".to_owned(),
             threads: Auto::Auto,
             recompute: Recompute::default(),
+            ffn_chunk: FfnChunk::default(),
             offload: Auto::Auto,
             memory: Auto::Auto,
             shuffle: true,
@@ -137,6 +143,44 @@ impl Recompute {
             Self::Word(RecomputeWord::None) => Some(0),
             Self::Word(RecomputeWord::All) => Some(layers),
             Self::Blocks(n) => Some(n.min(layers)),
+        }
+    }
+}
+
+/// Tokens that go through a feed-forward part together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum FfnChunk {
+    /// One of the words.
+    Word(FfnChunkWord),
+    /// At most this many.
+    Tokens(usize),
+}
+
+impl Default for FfnChunk {
+    fn default() -> Self {
+        Self::Word(FfnChunkWord::Auto)
+    }
+}
+
+/// The words `ffn_chunk` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FfnChunkWord {
+    /// By the memory plan.
+    Auto,
+    /// All tokens of a micro-batch.
+    None,
+}
+
+impl FfnChunk {
+    /// The user's choice, `None` within it for all tokens; `None` leaves it to the memory plan.
+    #[must_use]
+    pub fn tokens(self) -> Option<Option<usize>> {
+        match self {
+            Self::Word(FfnChunkWord::Auto) => None,
+            Self::Word(FfnChunkWord::None) => Some(None),
+            Self::Tokens(tokens) => Some(Some(tokens)),
         }
     }
 }

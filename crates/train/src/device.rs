@@ -8,7 +8,7 @@ pub mod nvidia_smi;
 
 use burn::tensor::{DType, Device};
 use qwen_tune_model::{ComputeDtype, Quantize, Storage};
-use qwen_tune_qwen::memory::Offload;
+use qwen_tune_qwen::memory::{Forms, Offload};
 
 use self::cuda_files::CudaFiles;
 pub use self::name::{DeviceName, Indices, NoDevice};
@@ -69,6 +69,12 @@ impl OpenDevice {
     #[must_use]
     pub fn updates_in_place(&self) -> bool {
         self.kind() == "cpu"
+    }
+
+    /// Whose forms of the operations run.
+    #[must_use]
+    pub fn forms(&self) -> Forms {
+        if self.on_host { Forms::Cpu } else { Forms::Gpu }
     }
 
     /// Bytes that are free on the device, or on that of several which has least, where its driver says so.

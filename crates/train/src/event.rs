@@ -42,6 +42,9 @@ pub enum Event {
         micro_batch: usize,
         /// Lowest blocks that run again in the backward from now on.
         recompute: usize,
+        /// Tokens that go through their feed-forward part together from now on; absent for all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ffn_chunk: Option<usize>,
     },
     /// Something a user should know but that stops nothing.
     Warned {

@@ -36,8 +36,8 @@ pub use bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 pub use balance::{Balance, ExpertFigures};
 pub use checkpoint::{Artefact, CheckpointError, Checkpoints, Loaded};
 pub use config::{
-    CheckpointConfig, EvalConfig, EvalData, EvalSource, ObjectiveConfig, ObjectiveKind, Recompute, RecomputeWord,
-    ReportConfig, RunConfig,
+    CheckpointConfig, EvalConfig, EvalData, EvalSource, FfnChunk, FfnChunkWord, ObjectiveConfig, ObjectiveKind,
+    Recompute, RecomputeWord, ReportConfig, RunConfig,
 };
 pub use error::{Failed, TrainError};
 pub use eval::{EVAL_GROUP, EvalSet, LossSum, batch_logps};

@@ -31,6 +31,8 @@ pub struct Probe<'a> {
     pub batch: &'a Batch,
     /// Whether adapters drop inputs.
     pub dropout: bool,
+    /// Tokens that go through the feed-forward part of blocks that run again together.
+    pub ffn_chunk: Option<usize>,
     /// Whether inputs of blocks that run again wait in host memory.
     pub inputs_on_host: bool,
     /// How updates are made.
@@ -168,7 +170,8 @@ impl Probe<'_> {
     fn gradients(&self, decoder: &Decoder, parameters: &Parameters, recompute: usize) -> Gradients {
         let mut gradients = Gradients::default();
         let dropout = self.dropout.then_some(0);
-        let staging = Staging { dropout, inputs_on_host: self.inputs_on_host, ..Staging::plain(recompute) };
+        let Self { ffn_chunk, inputs_on_host, .. } = *self;
+        let staging = Staging { dropout, ffn_chunk, inputs_on_host, ..Staging::plain(recompute) };
         kernels::on_pool(|| {
             accumulate(decoder, parameters, self.objective, self.batch, 1.0, staging, &mut gradients);
         });
@@ -176,10 +179,11 @@ impl Probe<'_> {
     }
 
     fn seconds(&self, decoder: &Decoder, parameters: &Parameters) -> Seconds {
+        let pass = Pass::plain(parameters).in_chunks(self.ffn_chunk);
         Seconds {
             kept: fastest(|| self.gradients(decoder, parameters, 0).norm()),
             again: fastest(|| self.gradients(decoder, parameters, usize::MAX).norm()),
-            eval: fastest(|| batch_logps(decoder, &Pass::plain(parameters), self.batch, &self.batch.targets)),
+            eval: fastest(|| batch_logps(decoder, &pass, self.batch, &self.batch.targets)),
         }
     }
 

@@ -13,11 +13,13 @@ use crate::objective::Objective;
 pub struct Largest {
     /// Of a micro-batch.
     pub micro_batch: Vec<usize>,
+    /// Whether it comes beside others of its step, whose gradients it may find.
+    pub accumulates: bool,
     /// Of an evaluation; nothing without one.
     pub eval: Vec<usize>,
 }
 
-/// Runs the largest micro-batch twice, as the later ones of a step find the gradients of the first, and the largest batch
+/// Runs the largest micro-batch, twice where the later ones of a step find the gradients of the first, and the largest batch
 /// of an evaluation. Tokens are arbitrary and all of them are targets; nothing is kept.
 pub fn rehearse(
     decoder: &Decoder,
@@ -30,13 +32,14 @@ pub fn rehearse(
     let batch = made_up(&largest.micro_batch, vocabulary);
     if !batch.ids.is_empty() {
         let mut gradients = Gradients::default();
-        for _ in 0..2 {
+        for _ in 0..if largest.accumulates { 2 } else { 1 } {
             kernels::on_pool(|| accumulate(decoder, parameters, objective, &batch, 1.0, staging, &mut gradients));
         }
     }
     let batch = made_up(&largest.eval, vocabulary);
     if !batch.ids.is_empty() {
-        drop(batch_logps(decoder, &Pass::plain(parameters), &batch, &batch.targets));
+        let pass = Pass::plain(parameters).in_chunks(staging.ffn_chunk);
+        drop(batch_logps(decoder, &pass, &batch, &batch.targets));
     }
 }
 

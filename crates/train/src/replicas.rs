@@ -39,6 +39,7 @@ pub(crate) struct Work<'a> {
     pub(crate) objective: &'a dyn Objective,
     pub(crate) router_aux_loss_coef: f64,
     pub(crate) recompute: usize,
+    pub(crate) ffn_chunk: Option<usize>,
     /// Key of the step's dropout masks.
     pub(crate) dropout: Option<u64>,
     /// Inputs of blocks that run again wait in host memory.
@@ -75,6 +76,7 @@ impl Work<'_> {
             let part = batch.ids.len() as f64 / self.tokens.max(1) as f64;
             let staging = Staging {
                 recompute: self.recompute,
+                ffn_chunk: self.ffn_chunk,
                 dropout: self.dropout.map(|step| mix(step ^ index as u64)),
                 share: part as f32,
                 balance: (self.router_aux_loss_coef * part) as f32,

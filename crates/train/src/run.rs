@@ -226,7 +226,8 @@ impl Run<'_> {
 
     fn evaluate(&mut self, sink: &mut dyn Sink) -> Result<(), TrainError> {
         let Some(set) = &self.eval else { return Ok(()) };
-        let Some(sum) = set.loss(self.decoder, &Pass::plain(&self.parameters), &self.stop)? else { return Ok(()) };
+        let pass = Pass::plain(&self.parameters).in_chunks(self.state.ffn_chunk);
+        let Some(sum) = set.loss(self.decoder, &pass, &self.stop)? else { return Ok(()) };
         let evaluation = sum.evaluation(self.state.step);
         self.state.evaluated = Some(self.state.step);
         let better = self.state.best_eval.is_none_or(|best| evaluation.loss < best.0);

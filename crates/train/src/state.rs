@@ -19,6 +19,9 @@ pub struct TrainState {
     pub total_steps: u64,
     /// Most laid-out rows in one forward.
     pub micro_batch: usize,
+    /// Tokens that go through a feed-forward part together where a block runs again; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ffn_chunk: Option<usize>,
     /// Tokens seen.
     pub tokens: u64,
     /// Where the data go on.
@@ -55,6 +58,7 @@ impl TrainState {
             step: 0,
             total_steps,
             micro_batch,
+            ffn_chunk: None,
             tokens: 0,
             cursor: Cursor::default(),
             seed,

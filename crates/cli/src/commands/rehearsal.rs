@@ -40,9 +40,10 @@ pub(super) fn within_budget(
             .hint("give it more memory, or shorter rows with `--set tokens.max_length=...`")
             .into());
         }
-        let Way { micro_batch, recompute, offload } = plan.way();
+        let Way { micro_batch, recompute, ffn_chunk, offload } = plan.way();
+        let chunk = ffn_chunk.map_or(String::new(), |tokens| format!(", ffn_chunk = {tokens}"));
         printer.note(&format!(
-            "the largest batch takes {} of {}: going on with micro_batch = {micro_batch}, recompute = {recompute}, offload = {}",
+            "the largest batch takes {} of {}: going on with micro_batch = {micro_batch}, recompute = {recompute}{chunk}, offload = {}",
             bytes(took),
             bytes(budget),
             offload.name(),
@@ -72,6 +73,7 @@ fn budget_to_prove(plan: &Plan) -> Option<u64> {
 fn tried(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Option<u64> {
     let objective = objective(&plan.recipe.objective).expect("invariant: the rules refuse objectives not there yet");
     let staging = Staging {
+        ffn_chunk: plan.ffn_chunk,
         dropout: plan.trained.dropout.then_some(0),
         inputs_on_host: plan.offload >= Offload::Inputs,
         ..Staging::plain(plan.recompute)

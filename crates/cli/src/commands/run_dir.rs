@@ -87,6 +87,7 @@ pub(super) fn begin(plan: &Plan, doc: &RecipeDoc, lock: Option<&Lock>) -> Result
         "total_steps": plan.total_steps,
         "micro_batch": plan.micro_batch,
         "recompute": plan.recompute,
+        "ffn_chunk": plan.ffn_chunk,
         "offload": plan.offload,
         "rows": plan.data.rows(),
         "sources": sources,

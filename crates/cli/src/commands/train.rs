@@ -39,7 +39,7 @@ pub(super) fn run(args: &TrainArgs, printer: &Printer) -> Ended {
         None
     };
     if let Some(loaded) = &resumed {
-        plan.keep_micro_batch(loaded.state.micro_batch);
+        plan.keep_sums(&loaded.state);
     }
     tell(&plan, printer);
     let (decoder, parameters) = rehearsal::within_budget(&mut plan, resumed.is_some(), &doc, printer)?;
@@ -127,15 +127,16 @@ fn ready<'a>(
 ) -> Result<Run<'a>, Diagnostics> {
     let recipe = &plan.recipe;
     let mut optimizer = AdamW::new(recipe.optimizer.clone(), &parameters);
-    let mut state = TrainState::new(recipe.run.seed, plan.total_steps, plan.micro_batch, made_from);
+    let begin = TrainState::new(recipe.run.seed, plan.total_steps, plan.micro_batch, made_from);
+    let mut state = TrainState { ffn_chunk: plan.ffn_chunk, ..begin };
     let mut others = others(plan, decoder, &parameters)?;
     if let Some(loaded) = resumed {
         let further = others.iter_mut().map(|other| (&mut other.parameters, &mut other.optimizer));
         for (parameters, optimizer) in std::iter::once((&mut parameters, &mut optimizer)).chain(further) {
             loaded.restore(&plan.trained.artefact, parameters, optimizer).map_err(|e| failed("resume", &e))?;
         }
-        let TrainState { total_steps, micro_batch, made_from, .. } = state;
-        state = TrainState { total_steps, micro_batch, made_from, ..loaded.state.clone() };
+        let TrainState { total_steps, micro_batch, ffn_chunk, made_from, .. } = state;
+        state = TrainState { total_steps, micro_batch, ffn_chunk, made_from, ..loaded.state.clone() };
     }
     let data = Stream::start(Arc::new(plan.data.clone()), plan.batches(), state.cursor.clone())
         .map_err(|e| failed("data", &e))?;

@@ -9,6 +9,7 @@ mod pace;
 mod packing;
 mod room;
 mod trained;
+mod ways;
 mod worst;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use qwen_tune_model::{ComputeDtype, Storage};
 use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{Auto, ModelDir};
 use qwen_tune_train::device::OpenDevice;
-use qwen_tune_train::{Artefact, EvalSet, Largest, Recompute};
+use qwen_tune_train::{Artefact, EvalSet, Largest, Recompute, TrainState};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Choice, Purpose, Recipe, RecipeDoc, Setting};
@@ -32,8 +33,9 @@ pub use inputs::{Opened, device_fault, held_out, open_model, roots, training_row
 pub use length::step_size;
 pub use pace::Estimate;
 pub use packing::PackingCheck;
-pub use room::{Cost, MemoryTable, Way, available_memory};
+pub use room::{Cost, MemoryTable, available_memory};
 pub use trained::{Trained, bind_adapter, key_layout, trained};
+pub use ways::Way;
 
 /// A run with nothing left to decide.
 pub struct Plan {
@@ -63,6 +65,8 @@ pub struct Plan {
     pub micro_batch: usize,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
+    /// Tokens that go through a feed-forward part together where nothing of it is kept; `None` for all.
+    pub ffn_chunk: Option<usize>,
     /// What waits in host memory.
     pub offload: Offload,
     /// Ways to run that take less, the fastest first.
@@ -120,23 +124,22 @@ impl Plan {
     /// How it runs.
     #[must_use]
     pub fn way(&self) -> Way {
-        Way { micro_batch: self.micro_batch, recompute: self.recompute, offload: self.offload }
+        let Self { micro_batch, recompute, ffn_chunk, offload, .. } = *self;
+        Way { micro_batch, recompute, ffn_chunk, offload }
     }
 
-    /// Takes the next way that needs less; where the micro-batch must stay, one that does not need a smaller one. False if
-    /// there is none.
-    pub fn take_smaller(&mut self, same_micro_batch: bool) -> bool {
-        let helps = |way: &Way| !same_micro_batch || way.recompute > self.recompute || way.offload > self.offload;
+    /// Takes the next way that needs less; where sums must stay in the order they have, what it changes beside micro-batch
+    /// and chunks. False if there is none.
+    pub fn take_smaller(&mut self, same_sums: bool) -> bool {
+        let helps = |way: &Way| !same_sums || way.recompute > self.recompute || way.offload > self.offload;
         let Some(at) = self.smaller.iter().position(helps) else { return false };
         let way = self.smaller.drain(..=at).next_back().expect("invariant: it was found");
         (self.recompute, self.offload) = (way.recompute, way.offload);
         self.recipe.run.recompute = Recompute::Blocks(way.recompute);
         self.recipe.run.offload = way.offload.into();
-        if !same_micro_batch {
-            self.micro_batch = way.micro_batch;
-            if let Some(eval) = &mut self.eval {
-                eval.micro_batch = way.micro_batch;
-            }
+        if !same_sums {
+            self.set_micro_batch(way.micro_batch);
+            self.ffn_chunk = way.ffn_chunk;
         }
         true
     }
@@ -153,14 +156,21 @@ impl Plan {
         self.device.storage(self.recipe.model.quantize, self.offload)
     }
 
-    /// Goes on with the micro-batch that a run began with, unless the recipe names one: what is free now may be other
-    /// than it was then, and sums in another order round otherwise.
-    pub fn keep_micro_batch(&mut self, began_with: usize) {
+    /// Goes on with the micro-batch and the chunks that a run began with, unless the recipe names them: what is free now
+    /// may be other than it was then, and sums in another order round otherwise.
+    pub fn keep_sums(&mut self, began_with: &TrainState) {
         if self.recipe.run.micro_batch.is_auto() {
-            self.micro_batch = began_with;
-            if let Some(eval) = &mut self.eval {
-                eval.micro_batch = began_with;
-            }
+            self.set_micro_batch(began_with.micro_batch);
+        }
+        if self.recipe.run.ffn_chunk.tokens().is_none() {
+            self.ffn_chunk = began_with.ffn_chunk;
+        }
+    }
+
+    fn set_micro_batch(&mut self, micro_batch: usize) {
+        self.micro_batch = micro_batch;
+        if let Some(eval) = &mut self.eval {
+            eval.micro_batch = micro_batch;
         }
     }
 
@@ -245,12 +255,24 @@ impl Plan {
                     .hint("`recompute = \"all\"` and a smaller `micro_batch` need less"),
             );
         }
+        if recipe.run.ffn_chunk.tokens().flatten().is_some() && !load.splits_ffn() {
+            faults.push(
+                Diagnostic::warning("chunks-of-dropped-experts", "masks of experts' inputs go by the rows of all tokens")
+                    .at(doc.span_of("run.ffn_chunk"))
+                    .label("is left out: other rows would be dropped in chunks")
+                    .hint("`lora.dropout = 0` allows chunks"),
+            );
+        }
         let faults = faults.stop_on_errors()?;
         if recipe.run.micro_batch.is_auto() {
             choose("run.micro_batch", (room.micro_batch as i64).into(), &room.micro_batch_reason);
         }
         if let Some(reason) = &room.recompute_reason {
             choose("run.recompute", (room.recompute as i64).into(), reason);
+        }
+        if let Some(reason) = &room.ffn_chunk_reason {
+            let value = room.ffn_chunk.map_or("none".into(), |tokens| (tokens as i64).into());
+            choose("run.ffn_chunk", value, reason);
         }
         if let Some(reason) = &room.offload_reason {
             choose("run.offload", room.offload.name().into(), reason);
@@ -276,6 +298,7 @@ impl Plan {
             total_steps: length.total_steps,
             micro_batch: room.micro_batch,
             recompute: room.recompute,
+            ffn_chunk: room.ffn_chunk,
             offload: room.offload,
             smaller: room.smaller,
             worst,

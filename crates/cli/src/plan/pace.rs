@@ -59,6 +59,7 @@ impl Plan {
             objective: objective.as_ref(),
             batch,
             dropout: self.trained.dropout,
+            ffn_chunk: self.ffn_chunk,
             inputs_on_host: self.offload >= Offload::Inputs,
             optimizer: &self.recipe.optimizer,
         };

@@ -1,6 +1,6 @@
-//! How much fits: the micro-batch, and how many blocks run again, from the memory that is there.
+//! How much fits: the micro-batch, how many blocks run again and in what chunks, from the memory that is there.
 
-use qwen_tune_data::{Dataset, Packing, StepSize};
+use qwen_tune_data::{Dataset, StepSize};
 use qwen_tune_model::{Master, Storage, Training};
 use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::memory::{
@@ -10,13 +10,12 @@ use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{OptimizerKind, head_rows, process};
 
 use super::Trained;
+use super::ways::{FORWARD_TOKENS, Way};
 use super::worst::Worst;
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::Diagnostics;
 use crate::recipe::{Recipe, RecipeDoc};
 use crate::terminal::bytes;
 
-/// Tokens of one forward that keep products busy; more gains nothing on a CPU.
-const FORWARD_TOKENS: usize = 4096;
 /// Share of the free memory that a run plans to take, unless the recipe names an amount.
 const SHARE: f64 = 0.9;
 /// Code that is read from disk once training begins, buffers of products, and what an allocator cannot give to anyone.
@@ -77,6 +76,9 @@ pub(super) struct Room {
     pub(super) micro_batch_reason: String,
     pub(super) recompute: usize,
     pub(super) recompute_reason: Option<String>,
+    pub(super) ffn_chunk: Option<usize>,
+    /// Where the recipe leaves it open.
+    pub(super) ffn_chunk_reason: Option<String>,
     pub(super) offload: Offload,
     /// Where the recipe leaves it open and there are two memories.
     pub(super) offload_reason: Option<String>,
@@ -85,17 +87,6 @@ pub(super) struct Room {
     pub(super) cost: Cost,
     /// Where nothing fits, or hardly.
     pub(super) verdict: Diagnostics,
-}
-
-/// One way to run, whose results are those of any other but for the order of sums.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Way {
-    /// Most laid-out rows in one forward.
-    pub micro_batch: usize,
-    /// Lowest blocks that run again in the backward.
-    pub recompute: usize,
-    /// What waits in host memory.
-    pub offload: Offload,
 }
 
 impl Load<'_> {
@@ -124,10 +115,13 @@ impl Load<'_> {
             weights: &self.frozen_bytes(),
             activation_bytes: size,
             batch,
+            accumulates: largest.accumulates,
             kept: Kept { layers: spec.layers.len() - way.recompute },
+            ffn_chunk: way.ffn_chunk.map(|chunk| chunk as u64),
             head_tokens: with_target,
             head_rows: head_rows(spec.vocab_size) as u64,
-            eval_tokens: largest.eval.iter().sum::<usize>() as u64,
+            forms: self.device.forms(),
+            eval: Extent::of(largest.eval),
             update_in_place: self.device.updates_in_place(),
             offload: way.offload,
         })
@@ -164,7 +158,7 @@ impl Load<'_> {
         }
     }
 
-    fn total(&self, way: Way, max_length: usize) -> u64 {
+    pub(super) fn total(&self, way: Way, max_length: usize) -> u64 {
         self.sum(&self.plan(way, max_length))
     }
 
@@ -176,16 +170,6 @@ impl Load<'_> {
     /// How many times a device holds what is a replica's own.
     fn copies(&self) -> u64 {
         if self.device.on_host { self.device.count() as u64 } else { 1 }
-    }
-
-    /// Laid-out rows of a step, as near as can be said beforehand.
-    fn step_rows(&self) -> usize {
-        let rows = |tokens: f64| (tokens / self.worst.layout.max_length as f64).ceil() as usize;
-        match (self.worst.layout.step, self.worst.layout.packing) {
-            (StepSize::Rows(documents), Packing::BestFit) => rows(documents as f64 * self.worst.lengths.mean()),
-            (StepSize::Rows(documents), _) => documents,
-            (StepSize::Tokens(tokens), _) => rows(tokens as f64),
-        }
     }
 
     /// What is there before the model: on a CPU the program itself, its tokenizer and its window of the data.
@@ -202,37 +186,6 @@ impl Load<'_> {
                 there.map(|there| ((there as f64 * SHARE) as u64, false))
             }
         }
-    }
-
-    /// Ways from the fastest to the smallest: less at a time first, then more that is run again, then more that waits in
-    /// host memory.
-    fn ways(&self) -> Vec<Way> {
-        let layers = self.model.spec.layers.len();
-        // Of each step something for every device.
-        let dealt = self.step_rows() / self.device.count();
-        let most = (FORWARD_TOKENS / self.worst.layout.max_length)
-            .min(if self.device.count() > 1 { dealt } else { usize::MAX })
-            .max(1);
-        let batches = match self.recipe.run.micro_batch.value() {
-            Some(rows) => vec![rows],
-            None => std::iter::successors(Some(most), |&n| (n > 1).then_some(n / 2)).collect(),
-        };
-        let blocks = match self.recipe.run.recompute.blocks(layers) {
-            Some(blocks) => vec![blocks],
-            None => (0..=layers).collect(),
-        };
-        let places = match self.recipe.run.offload.value() {
-            // Host memory is the device's own: nothing is gained by moving things about in it.
-            _ if self.device.on_host => vec![Offload::None],
-            Some(offload) => vec![offload],
-            None => Offload::ALL.to_vec(),
-        };
-        let (first, last) = (blocks[0], batches[batches.len() - 1]);
-        let (offload, most_again) = (places[0], blocks[blocks.len() - 1]);
-        let narrower = batches.iter().map(|&micro_batch| Way { micro_batch, recompute: first, offload });
-        let smaller = blocks.iter().skip(1).map(|&recompute| Way { micro_batch: last, recompute, offload });
-        let away = places.iter().skip(1).map(|&offload| Way { micro_batch: last, recompute: most_again, offload });
-        narrower.chain(smaller).chain(away).collect()
     }
 
     /// Decides what the recipe leaves open.
@@ -270,6 +223,16 @@ impl Load<'_> {
                     format!("keeping every activation takes {}{of}", bytes(kept))
                 }
             });
+        let chunk_open = self.recipe.run.ffn_chunk.tokens().is_none();
+        let ffn_chunk_reason = chunk_open.then(|| match (budget, way.ffn_chunk) {
+            (_, None) if !self.splits_ffn() => "masks of experts' inputs go by the rows of all tokens".to_owned(),
+            (None, _) => "free memory is not known here; this needs least".to_owned(),
+            (Some(_), None) => format!("all tokens at a time fit: {}{of}", bytes(total)),
+            (Some(_), Some(_)) => {
+                let whole = self.total(Way { ffn_chunk: None, ..way }, width);
+                format!("all tokens at a time take {}{of}", bytes(whole))
+            }
+        });
         let offload_open = self.recipe.run.offload.is_auto() && !self.device.on_host;
         let offload_reason = offload_open.then(|| match (budget, way.offload) {
             (None, _) => "the device's memory is not known here".to_owned(),
@@ -284,6 +247,8 @@ impl Load<'_> {
             micro_batch_reason,
             recompute: way.recompute,
             recompute_reason,
+            ffn_chunk: way.ffn_chunk,
+            ffn_chunk_reason,
             offload: way.offload,
             offload_reason,
             smaller,
@@ -334,60 +299,6 @@ impl Load<'_> {
             ("update of the largest tensor", of_each(plan.update)),
         ];
         MemoryTable { rows: rows.into_iter().filter(|row| row.1 > 0).collect(), total, budget, host: plan.host }
-    }
-
-    /// Which key to change, to what. Memory that the recipe names is a limit; what is free now may be another amount
-    /// when the run needs it, unless the machine has not even that much.
-    fn too_little(&self, way: Way, total: u64, most: u64, given: bool, doc: &RecipeDoc) -> Diagnostics {
-        let never = given || process::machine_memory("MemTotal:").is_some_and(|all| total > all);
-        let make = if never { Diagnostic::mistake } else { Diagnostic::warning };
-        let limit = match self.recipe.run.memory.as_ref() {
-            Some(size) => format!("`run.memory` allows {size}"),
-            None => format!("{} can be taken here now", bytes(most)),
-        };
-        let at = if given { "run.memory" } else { "model.base" };
-        let message = format!("the run needs about {}, {limit}", bytes(total));
-        let mut told = make("too-little-memory", message).at(doc.span_of(at));
-        let width = self.worst.layout.max_length;
-        let layers = self.model.spec.layers.len();
-        let most_away = if self.device.on_host { way.offload } else { Offload::Weights };
-        let smallest = Way { micro_batch: 1, recompute: layers, offload: most_away };
-        let smaller = [
-            Way { micro_batch: 1, ..way },
-            Way { micro_batch: 1, recompute: layers, ..way },
-            Way { offload: way.offload.max(Offload::Embedding.min(most_away)), ..smallest },
-            Way { offload: way.offload.max(Offload::Inputs.min(most_away)), ..smallest },
-            smallest,
-        ];
-        let keys = |to: Way| {
-            let mut keys = Vec::new();
-            if to.micro_batch < way.micro_batch {
-                keys.push("--set run.micro_batch=1".to_owned());
-            }
-            if to.recompute > way.recompute {
-                keys.push("--set run.recompute=all".to_owned());
-            }
-            if to.offload > way.offload {
-                keys.push(format!("--set run.offload={}", to.offload.name()));
-            }
-            keys
-        };
-        let mut steps: Vec<_> =
-            smaller.into_iter().filter(|to| *to != way).map(|to| (to, width, keys(to).join(" "))).collect();
-        let shorter = std::iter::successors(Some(width / 2), |n| Some(n / 2)).take_while(|&n| n >= 128);
-        steps.extend(shorter.map(|n| {
-            let all = [vec![format!("--set tokens.max_length={n}")], keys(smallest)].concat();
-            (smallest, n, all.join(" "))
-        }));
-        let enough = steps.iter().find(|(way, length, _)| self.total(*way, *length) <= most);
-        told = match enough {
-            Some((way, length, keys)) => told.hint(format!("{} with `{keys}`", bytes(self.total(*way, *length)))),
-            None if matches!(self.trained.training, Training::Full(_)) => {
-                told.hint("train an adapter instead of all weights: `[lora]` in place of `[full]`")
-            }
-            None => told.hint("no setting makes it fit: take a smaller model or a machine with more memory"),
-        };
-        told.into()
     }
 }
 

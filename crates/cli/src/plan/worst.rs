@@ -83,10 +83,18 @@ impl Lengths {
         if self.first.is_empty() {
             return vec![layout.max_length; micro_batch];
         }
+        larger(self.all_steps(layout).map(|lengths| largest(&lengths, layout, micro_batch)))
+    }
+
+    /// Whether any step has more than one micro-batch.
+    pub(super) fn accumulates(&self, layout: Layout, micro_batch: usize) -> bool {
+        self.first.is_empty() || self.all_steps(layout).any(|lengths| micro_batches(&lengths, layout, micro_batch).len() > 1)
+    }
+
+    fn all_steps(&self, layout: Layout) -> impl Iterator<Item = Vec<usize>> {
         let known = self.steps.len() as u64;
-        let drawn = (known..layout.steps.clamp(1, DRAWN_STEPS)).map(|step| self.drawn(layout.step, step));
-        let steps = self.steps.iter().cloned().chain(drawn);
-        larger(steps.map(|lengths| largest(&lengths, layout, micro_batch)))
+        let drawn = (known..layout.steps.clamp(1, DRAWN_STEPS)).map(move |step| self.drawn(layout.step, step));
+        self.steps.iter().cloned().chain(drawn)
     }
 
     /// Those of the largest batch when `group` sequences are laid out together.
@@ -117,11 +125,16 @@ impl Lengths {
 
 /// Of a step's sequences those of its largest micro-batch.
 fn largest(lengths: &[usize], layout: Layout, micro_batch: usize) -> Vec<usize> {
+    larger(micro_batches(lengths, layout, micro_batch).into_iter())
+}
+
+/// A step's sequences by micro-batch.
+fn micro_batches(lengths: &[usize], layout: Layout, micro_batch: usize) -> Vec<Vec<usize>> {
     let rows = rows(lengths, layout.packing, layout.max_length);
     let laid: Vec<usize> = rows.iter().map(|row| row.iter().map(|&sample| lengths[sample]).sum()).collect();
     let sequences =
         |group: &Vec<usize>| group.iter().flat_map(|&row| &rows[row]).map(|&sample| lengths[sample]).collect();
-    larger(groups(&laid, micro_batch).iter().map(sequences))
+    groups(&laid, micro_batch).iter().map(sequences).collect()
 }
 
 /// The batch that takes most; without any, none.
@@ -144,6 +157,7 @@ impl Worst {
         let layout = Layout { max_length, ..self.layout };
         let eval = self.eval.as_ref().map(|lengths| lengths.cut(max_length));
         Largest {
+            accumulates: self.lengths.cut(max_length).accumulates(layout, micro_batch),
             micro_batch: self.lengths.cut(max_length).worst(layout, micro_batch),
             eval: eval.map_or(Vec::new(), |lengths| lengths.worst_of_groups(EVAL_GROUP, layout, micro_batch)),
         }

@@ -65,6 +65,7 @@ const KEYS: &[(&[&str], &str)] = &[
         &["gradient_checkpointing", "grad_checkpoint", "enable_activation_checkpointing", "activation_checkpointing"],
         "run.recompute",
     ),
+    (&["tiled_mlp", "tiled_mlp_num_shards", "unsloth_tiled_mlp", "use_tiled_mlp"], "run.ffn_chunk"),
     (&["random_seed", "data_seed", "shuffle_seed"], "run.seed"),
     (&["save_steps", "save_every", "checkpoint_every"], "checkpoint.every"),
     (&["save_total_limit", "keep_last"], "checkpoint.keep"),

@@ -154,11 +154,14 @@ impl Sink for Progress {
                     self.printer.note(&format!("saved step {step} to {}", path.display()));
                 }
             }
-            Event::OutOfMemory { step, micro_batch, recompute } => self.printer.warn(&format!(
-                "the device's memory ran out in step {}: made again, from now on with a micro-batch of {micro_batch} and \
-                 {recompute} blocks run again; the result does not depend on it",
-                count(*step)
-            )),
+            Event::OutOfMemory { step, micro_batch, recompute, ffn_chunk } => {
+                let chunk = ffn_chunk.map_or(String::new(), |tokens| format!(" in chunks of {tokens} tokens"));
+                self.printer.warn(&format!(
+                    "the device's memory ran out in step {}: made again, from now on with a micro-batch of {micro_batch} \
+                     and {recompute} blocks run again{chunk}; the result does not depend on it",
+                    count(*step)
+                ));
+            }
             Event::Warned { message } => self.printer.warn(message),
             Event::Exported { path } => self.printer.note(&format!("exported to {}", path.display())),
             Event::Finished(outcome) => self.finished(outcome),

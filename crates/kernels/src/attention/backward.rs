@@ -44,14 +44,14 @@ struct Strip {
     kv_head: usize,
 }
 
-/// Gradients of a strip, in f32 until those of all strips are added.
-struct StripGradients {
+/// Gradients of a strip.
+struct StripGradients<E> {
     strip: Strip,
-    /// Of its queries, `[queries, group, d]`.
-    dq: Vec<f32>,
+    /// Of its queries, which are no other strip's: `[queries, group, d]`.
+    dq: Vec<E>,
     /// Keys `first_key..queries.end` of the segment it touches.
     first_key: usize,
-    /// Of those keys, `[keys, d]`.
+    /// Of those keys, `[keys, d]`, in f32 until those of all strips are added.
     dk: Vec<f32>,
     dv: Vec<f32>,
 }
@@ -66,23 +66,27 @@ impl<E: Element + Number> Backward<Flex, 3> for Step<E> {
 
     fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dout = contiguous(grads.consume::<Flex>(&ops.node));
-        let saved = &ops.state;
+        let saved = ops.state;
         let gradients = |scratch: &mut Scratch<E>, strip| saved.strip_gradients(strip, E::slice(&dout), scratch);
-        let strips: Vec<StripGradients> =
+        let mut strips: Vec<StripGradients<E>> =
             saved.strips().into_par_iter().map_init(Scratch::default, gradients).collect();
-        let Layout { heads, kv_heads, size, .. } = saved.layout;
-        let tokens = saved.q.get().layout().shape()[0];
+        let (layout, tokens) = (saved.layout, saved.q.get().layout().shape()[0]);
+        let Layout { heads, kv_heads, size, .. } = layout;
+        // What the strips have read is gone before the first sum is there, and what is summed up before the next.
+        drop((saved, dout));
         let [q_node, k_node, v_node] = ops.parents;
         if let Some(node) = q_node {
-            let dq = saved.scatter::<E>(&strips, tokens, heads, |strip| (strip.strip.queries.start, &strip.dq));
+            let dq = layout.scatter::<E, E>(&strips, tokens, heads, |strip| (strip.strip.queries.start, &strip.dq));
             grads.register::<Flex>(node.id, E::tensor(dq, [tokens, heads, size]));
         }
+        strips.iter_mut().for_each(|strip| strip.dq = Vec::new());
         if let Some(node) = k_node {
-            let dk = saved.scatter::<E>(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dk));
+            let dk = layout.scatter::<E, f32>(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dk));
             grads.register::<Flex>(node.id, E::tensor(dk, [tokens, kv_heads, size]));
         }
+        strips.iter_mut().for_each(|strip| strip.dk = Vec::new());
         if let Some(node) = v_node {
-            let dv = saved.scatter::<E>(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dv));
+            let dv = layout.scatter::<E, f32>(&strips, tokens, kv_heads, |strip| (strip.first_key, &strip.dv));
             grads.register::<Flex>(node.id, E::tensor(dv, [tokens, kv_heads, size]));
         }
     }
@@ -109,13 +113,13 @@ impl Saved {
         strip: Strip,
         dout: &[E],
         scratch: &mut Scratch<E>,
-    ) -> StripGradients {
+    ) -> StripGradients<E> {
         let layout = self.layout;
         let (group, size, kv_head) = (layout.group(), layout.size, strip.kv_head);
         let blocks = layout.blocks(strip.start, strip.len, strip.queries.clone());
         let first_key = blocks.first().map_or(0, |block| block.from);
         let keys = strip.queries.end - first_key;
-        let mut dq = vec![0.0; strip.queries.len() * group * size];
+        let mut dq = vec![E::default(); strip.queries.len() * group * size];
         let (mut dk, mut dv) = (vec![0.0; keys * size], vec![0.0; keys * size]);
         for block in blocks {
             let (rows, columns) = (block.rows(), block.keys());
@@ -140,7 +144,8 @@ impl Saved {
             product(&mut scratch.out, dscores_RK, key_rows, layout.scale, false, Threads::Caller);
             for (row, values) in scratch.out.chunks_exact(size).enumerate() {
                 let query = block.first - strip.queries.start + row % rows;
-                dq[(query * group + row / rows) * size..][..size].copy_from_slice(values);
+                let target = &mut dq[(query * group + row / rows) * size..][..size];
+                E::write(target, &mut scratch.wide[0], |target| target.copy_from_slice(values));
             }
         }
         StripGradients { strip, dq, first_key, dk, dv }
@@ -170,19 +175,22 @@ impl Saved {
             }
         }
     }
+}
 
+impl Layout {
     /// Adds the parts of all strips into a `[T, heads, d]` tensor, in the order of the strips.
-    fn scatter<'a, E: Element>(
+    fn scatter<'a, E: Element, P: Element>(
         &self,
-        strips: &'a [StripGradients],
+        strips: &'a [StripGradients<E>],
         tokens: usize,
         heads: usize,
-        part: impl Fn(&'a StripGradients) -> (usize, &'a Vec<f32>) + Sync,
+        part: impl Fn(&'a StripGradients<E>) -> (usize, &'a Vec<P>) + Sync,
     ) -> Vec<E> {
-        let (size, width) = (self.layout.size, heads * self.layout.size);
-        let share = heads / self.layout.kv_heads * size;
+        let (size, width) = (self.size, heads * self.size);
+        let share = heads / self.kv_heads * size;
         filled(tokens * width, width, |first_token, block: &mut [E]| {
             let end_token = first_token + block.len() / width;
+            let mut wide = Vec::new();
             E::write(block, &mut Vec::new(), |block| {
                 block.fill(0.0);
                 for strip in strips {
@@ -191,7 +199,8 @@ impl Saved {
                     let tokens = start.max(first_token)..(start + values.len() / share).min(end_token);
                     for token in tokens {
                         let target = (token - first_token) * width + strip.strip.kv_head * share;
-                        add(&mut block[target..][..share], &values[(token - start) * share..][..share]);
+                        let values = P::read(&values[(token - start) * share..][..share], &mut wide);
+                        add(&mut block[target..][..share], values);
                     }
                 }
             });

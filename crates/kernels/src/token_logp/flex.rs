@@ -27,23 +27,7 @@ pub(super) fn token_logp(h: &Tensor<2>, head: &Weight<2>, targets: &[i32]) -> Op
 
 fn forward<E: Element + Number>(parents: [Operand; 2], head: Held<2>, targets: &[i32]) -> Tensor<1> {
     let pass = Pass::<E>::new(parents[0].contiguous(), head, targets);
-    let mut logp = vec![0.0; targets.len()];
-    let mut lse = Vec::with_capacity(pass.rows.len());
-    pass.for_chunks(|chunk| {
-        let vocabulary = pass.vocabulary();
-        let sums: Vec<f32> = chunk
-            .logits
-            .par_chunks_exact(vocabulary)
-            .map(|row| {
-                let max = vector::max(row);
-                max + vector::sum_of_exp(row, max).ln()
-            })
-            .collect();
-        for (((row, target), lse), logits) in chunk.tokens().zip(&sums).zip(chunk.logits.chunks_exact(vocabulary)) {
-            logp[row] = logits[target] - lse;
-        }
-        lse.extend(sums);
-    });
+    let (logp, lse) = online::log_probabilities(&pass);
     record(Step::<E>(PhantomData), parents, from_vec(logp, [targets.len()]), || Saved { pass, lse })
 }
 
@@ -121,12 +105,6 @@ struct Chunk<'a, E> {
     logits: &'a mut [f32],
     /// Index of the first among all tokens with a target.
     first: usize,
-}
-
-impl<E> Chunk<'_, E> {
-    fn tokens(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.rows.iter().copied().zip(self.targets.iter().copied())
-    }
 }
 
 impl<E: Element + Number> Pass<E> {

@@ -1,4 +1,4 @@
-//! Loss and gradient under a frozen head with the logits of one block of its rows at a time.
+//! Log-probabilities, and loss and gradient under a frozen head, with the logits of one block of its rows at a time.
 //!
 //! The gradient of a token is a softmax over the vocabulary times the head, which is attention with the head's rows as keys
 //! and values: as there, maximum and sum are carried along the blocks (Milakov and Gimelshein, 2018) and the weighted sum is
@@ -34,8 +34,8 @@ pub(super) fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> (Vec
     let tokens = pass.h.layout().shape()[0];
     let (mut logp, mut dh) = (vec![0.0; tokens], vec![E::default(); h.len()]);
     for (rows, targets) in pass.rows.chunks(TOKENS).zip(pass.targets.chunks(TOKENS)) {
-        let gathered: Vec<E> = rows.iter().flat_map(|&row| &h[row * size..][..size]).copied().collect();
-        let (seen, mut sums) = along_blocks(pass, &gathered, targets);
+        let mut sums = vec![0.0; rows.len() * size];
+        let seen = along_blocks(pass, rows, targets, Some(&mut sums));
         let mut wide = Vec::new();
         let of_rows = seen.iter().zip(sums.chunks_exact_mut(size.max(1)));
         for ((&row, &target), (seen, sum)) in rows.iter().zip(targets).zip(of_rows) {
@@ -50,36 +50,65 @@ pub(super) fn loss<E: Element + Number>(pass: &Pass<E>, weights: &[f32]) -> (Vec
     (logp, E::tensor(dh, [tokens, size]))
 }
 
-/// For each token what it has seen of all blocks, and `Σ exp(logit - max)·row` over all rows of the head but its target's, `[C, D]`.
-fn along_blocks<E: Element + Number>(pass: &Pass<E>, h: &[E], targets: &[usize]) -> (Vec<Seen>, Vec<f32>) {
-    let (head_VD, size, tokens) = (pass.head_VD(), pass.size(), targets.len());
-    let h_CD = Matrix::first_of(E::elements(h), tokens, size);
+/// Log-probabilities of the targets, and of each token with one the log-sum-exp of its logits.
+pub(super) fn log_probabilities<E: Element + Number>(pass: &Pass<E>) -> (Vec<f32>, Vec<f32>) {
+    let mut logp = vec![0.0; pass.h.layout().shape()[0]];
+    let mut lse = Vec::with_capacity(pass.rows.len());
+    for (rows, targets) in pass.rows.chunks(TOKENS).zip(pass.targets.chunks(TOKENS)) {
+        for (&row, seen) in rows.iter().zip(along_blocks(pass, rows, targets, None)) {
+            logp[row] = seen.score - seen.max - seen.sum.ln();
+            lse.push(seen.max + seen.sum.ln());
+        }
+    }
+    (logp, lse)
+}
+
+/// For each of some rows of `h` what it has seen of all blocks; in `sums`, where they are wanted, `Σ exp(logit - max)·row` over
+/// all rows of the head but its target's, `[C, D]`.
+fn along_blocks<E: Element + Number>(
+    pass: &Pass<E>,
+    rows: &[usize],
+    targets: &[usize],
+    mut sums: Option<&mut [f32]>,
+) -> Vec<Seen> {
+    let (head_VD, size, tokens, h) = (pass.head_VD(), pass.size(), targets.len(), E::slice(&pass.h));
+    let gathered: Vec<E> = rows.iter().flat_map(|&row| &h[row * size..][..size]).copied().collect();
+    let h_CD = Matrix::first_of(E::elements(&gathered), tokens, size);
     let left = Left::pack(h_CD, 1.0, Precision::of(&[h_CD, head_VD]), Threads::Pool);
     let mut seen = vec![Seen { max: f32::NEG_INFINITY, sum: 0.0, score: 0.0 }; tokens];
-    let mut sums = vec![0.0; tokens * size];
     for first in (0..pass.vocabulary()).step_by(BLOCK) {
         let here = BLOCK.min(pass.vocabulary() - first);
         let rows_BD = head_VD.rows_from(first, here);
         let term = Term { left: &left, right: rows_BD.transposed() };
         let mut logits: Vec<f32> = new_sum_of_products(&[term], None, 1.0, Threads::Pool);
-        let rows = logits.par_chunks_exact_mut(here).zip(sums.par_chunks_exact_mut(size));
-        rows.zip(&mut seen).zip(targets).for_each(|(((logits, sum), seen), &target)| {
+        let one = |logits: &mut [f32], seen: &mut Seen, target: usize, sum: Option<&mut [f32]>| {
             let max = vector::max(logits).max(seen.max);
             let shrunk = (seen.max - max).exp();
-            if shrunk != 1.0 {
-                vector::scale(sum, shrunk);
-            }
             let own = target.checked_sub(first).filter(|own| *own < here);
             if let Some(own) = own {
                 seen.score = logits[own];
             }
-            seen.sum = seen.sum * shrunk + vector::exp_and_sum(logits, max);
             seen.max = max;
+            let Some(sum) = sum else {
+                seen.sum = seen.sum * shrunk + vector::sum_of_exp(logits, max);
+                return;
+            };
+            if shrunk != 1.0 {
+                vector::scale(sum, shrunk);
+            }
+            seen.sum = seen.sum * shrunk + vector::exp_and_sum(logits, max);
             if let Some(own) = own {
                 logits[own] = 0.0;
             }
-        });
-        product(&mut sums, Matrix::dense(&logits, tokens, here), rows_BD, 1.0, true, Threads::Pool);
+        };
+        let of_tokens = logits.par_chunks_exact_mut(here).zip(&mut seen).zip(targets);
+        let Some(sums) = sums.as_deref_mut() else {
+            of_tokens.for_each(|((logits, seen), &target)| one(logits, seen, target, None));
+            continue;
+        };
+        let of_tokens = of_tokens.zip(sums.par_chunks_exact_mut(size));
+        of_tokens.for_each(|(((logits, seen), &target), sum)| one(logits, seen, target, Some(sum)));
+        product(sums, Matrix::dense(&logits, tokens, here), rows_BD, 1.0, true, Threads::Pool);
     }
-    (seen, sums)
+    seen
 }

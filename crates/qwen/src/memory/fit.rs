@@ -1,6 +1,6 @@
 //! What fits on a card: the longest row that a model can be trained on there.
 
-use super::{Extent, Formats, Kept, Learned, MemoryInput, Offload, WeightBytes, plan};
+use super::{Extent, FEWEST_CHUNK_TOKENS, Formats, Forms, Kept, Learned, MemoryInput, Offload, WeightBytes, plan};
 use crate::{DecoderSpec, TensorSpec};
 
 /// Share of a card that a plan may fill; the rest is the driver's, the screen's and what allocators cannot join.
@@ -13,7 +13,8 @@ pub fn usable(card: u64) -> u64 {
     ((card as f64 * SHARE) as u64).saturating_sub(DEVICE_PROGRAM)
 }
 
-/// A model trained one row at a time, every block run again in the backward: the way that takes least.
+/// A model trained one row a step, every block run again in the backward, its feed-forward part in the smallest chunks: the way
+/// that takes least.
 #[derive(Debug, Clone, Copy)]
 pub struct OneRow<'a> {
     /// The model.
@@ -44,10 +45,13 @@ impl OneRow<'_> {
             weights,
             activation_bytes,
             batch: Extent::of([tokens as usize]),
+            accumulates: true,
             kept: Kept { layers: 0 },
+            ffn_chunk: Some(FEWEST_CHUNK_TOKENS),
             head_tokens: tokens,
             head_rows,
-            eval_tokens: 0,
+            forms: Forms::Gpu,
+            eval: Extent::default(),
             update_in_place: true,
             offload,
         };

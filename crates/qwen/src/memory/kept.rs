@@ -1,4 +1,4 @@
-//! Numbers a token that a layer keeps for its backward, and what passes through while it runs, as the kernels have it.
+//! Numbers a token that a layer keeps for its backward, as the kernels have it.
 
 use std::iter::Sum;
 use std::ops::Add;
@@ -16,11 +16,11 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    fn activations(activations: u64) -> Self {
+    pub(super) fn activations(activations: u64) -> Self {
         Self { activations, wide: 0 }
     }
 
-    fn wide(wide: u64) -> Self {
+    pub(super) fn wide(wide: u64) -> Self {
         Self { activations: 0, wide }
     }
 
@@ -43,13 +43,25 @@ impl Sum for Numbers {
     }
 }
 
-/// What of a layer learns, by the last part of its modules' names.
-struct Learns<'a> {
-    tensors: &'a [&'a TensorSpec],
-    learned: &'a Learned,
+/// What of a layer learns, by the names of its modules.
+pub(super) struct Learns<'a> {
+    pub(super) layer: &'a LayerSpec,
+    pub(super) tensors: &'a [&'a TensorSpec],
+    pub(super) learned: &'a Learned,
 }
 
 impl Learns<'_> {
+    /// Whether a tensor belongs to the feed-forward part.
+    pub(super) fn is_ffn(&self, tensor: &TensorSpec) -> bool {
+        tensor.name.contains(".mlp.") || tensor.name.contains(".post_attention_layernorm.")
+    }
+
+    /// Numbers between A and B of the adapters of one of the two parts.
+    fn middles(&self, ffn: bool) -> u64 {
+        let tensors = self.tensors.iter().filter(|tensor| self.is_ffn(tensor) == ffn);
+        tensors.map(|tensor| self.learned.middles_of(self.layer, tensor)).sum()
+    }
+
     /// Whether any of these modules learns, which then needs its input.
     fn any(&self, part: &str, leaves: &[&str]) -> bool {
         let is_one = |module: &str| {
@@ -71,19 +83,31 @@ impl Learns<'_> {
     }
 }
 
-/// Numbers that a layer keeps for each token when its activations are kept: its input and the residual between its parts
-/// with the norms' factors, what its two parts keep, and the adapters' middles. What norms, gates and activations give is formed
-/// again.
+/// Numbers that a layer keeps for each token when its activations are kept: its input and the residual between its parts,
+/// and what its two parts keep.
 pub fn kept_by_layer(hidden: usize, layer: &LayerSpec, tensors: &[&TensorSpec], learned: &Learned) -> Numbers {
+    let learns = Learns { layer, tensors, learned };
     let hidden = hidden as u64;
-    let learns = Learns { tensors, learned };
-    let mixer = match &layer.mixer {
+    Numbers::activations(2 * hidden) + kept_by_mixer(&learns) + kept_by_ffn(hidden, &learns)
+}
+
+/// What a mixer keeps beside the residual before it: the norm's factor, what its operations keep, and the adapters' middles.
+/// What norms, gates and activations give is formed again.
+pub(super) fn kept_by_mixer(learns: &Learns<'_>) -> Numbers {
+    let numbers = match &learns.layer.mixer {
         MixerSpec::Attention(attention) => kept_by_attention(attention),
-        MixerSpec::GatedDelta(delta) => kept_by_delta(delta, &learns),
+        MixerSpec::GatedDelta(delta) => kept_by_delta(delta, learns),
     };
-    let ffn = kept_by_ffn(hidden, layer, &learns);
-    let middles = tensors.iter().map(|tensor| learned.middles_of(layer, tensor)).sum();
-    Numbers { activations: 2 * hidden, wide: 2 } + mixer + ffn + Numbers::wide(middles)
+    numbers + Numbers::wide(1 + learns.middles(false))
+}
+
+/// As [`kept_by_mixer`].
+pub(super) fn kept_by_ffn(hidden: u64, learns: &Learns<'_>) -> Numbers {
+    let numbers = match &learns.layer.ffn {
+        FfnSpec::Dense { inner, .. } => kept_by_mlp(*inner as u64),
+        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, learns),
+    };
+    numbers + Numbers::wide(1 + learns.middles(true))
 }
 
 /// Queries and keys before their norms, of which they are formed again, or where they have none rotated; values, the gate,
@@ -113,13 +137,6 @@ fn kept_by_delta(spec: &GatedDeltaSpec, learns: &Learns<'_>) -> Numbers {
     Numbers { activations: 2 * spec.convolved() as u64 + 2 * heads + 2 * values, wide: 3 * heads + steps }
 }
 
-fn kept_by_ffn(hidden: u64, layer: &LayerSpec, learns: &Learns<'_>) -> Numbers {
-    match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => kept_by_mlp(*inner as u64),
-        FfnSpec::Sparse(sparse) => kept_by_experts(hidden, sparse, learns),
-    }
-}
-
 /// Gate and up.
 fn kept_by_mlp(inner: u64) -> Numbers {
     Numbers::activations(2 * inner)
@@ -135,85 +152,4 @@ fn kept_by_experts(hidden: u64, spec: &SparseSpec, learns: &Learns<'_>) -> Numbe
     Numbers { activations: active * (2 * inner + hidden), wide: spec.experts as u64 + routing }
         + learns.input_of("experts", &["gate_up_proj"], active * hidden)
         + shared
-}
-
-/// Bytes of a token that exist beside what is kept while one layer runs, at most. A product's left operand is packed once
-/// for the whole product: as many bytes as it has itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Passing {
-    /// In a forward that keeps nothing.
-    pub(super) without_tape: u64,
-    /// In the backward, which gives back what was kept as it goes.
-    pub(super) backward: u64,
-    /// The largest of the tensors.
-    pub(super) largest: u64,
-}
-
-pub(super) fn passing(
-    hidden: usize,
-    layer: &LayerSpec,
-    tensors: &[&TensorSpec],
-    learned: &Learned,
-    activation_bytes: u64,
-) -> Passing {
-    let (hidden, learns) = (hidden as u64, Learns { tensors, learned });
-    let mixer = match &layer.mixer {
-        MixerSpec::Attention(spec) => attention_passing(hidden, spec),
-        MixerSpec::GatedDelta(spec) => delta_passing(hidden, spec),
-    };
-    let ffn = match &layer.ffn {
-        FfnSpec::Dense { inner, .. } => mlp_passing(*inner as u64),
-        FfnSpec::Sparse(sparse) => experts_passing(hidden, sparse),
-    };
-    let largest = match (&layer.mixer, &layer.ffn) {
-        (_, FfnSpec::Sparse(sparse)) => sparse.active * (2 * sparse.inner).max(hidden as usize),
-        (MixerSpec::GatedDelta(delta), FfnSpec::Dense { inner, .. }) => delta.convolved().max(*inner),
-        (MixerSpec::Attention(attention), FfnSpec::Dense { inner, .. }) => attention.query_rows().max(*inner),
-    };
-    let [mixer, ffn] = [mixer, ffn].map(|stages| stages.map(|numbers| numbers.bytes(activation_bytes)));
-    let of_ffn = kept_by_ffn(hidden, layer, &learns).bytes(activation_bytes);
-    let hidden = hidden * activation_bytes;
-    Passing {
-        // The residual and its normed form; the output.
-        without_tape: 2 * hidden + mixer[0].max(ffn[0]),
-        // The gradients of both sides of the residual. What the feed-forward part kept is gone when the mixer's turn comes.
-        largest: largest as u64 * activation_bytes,
-        backward: 2 * hidden + ffn[1].max(mixer[1].saturating_sub(of_ffn)),
-    }
-}
-
-/// Numbers in the two cases of [`Passing`]: those of the heads before and after rotation; the output's
-/// gradient and the heads' own, before the parts of several tasks are added and after, beside the heads formed again.
-fn attention_passing(hidden: u64, spec: &AttentionSpec) -> [Numbers; 2] {
-    let (queries, joined) = ((spec.heads * spec.head_dim) as u64, spec.query_rows() as u64);
-    let all = queries + 2 * (spec.kv_heads * spec.head_dim) as u64;
-    // Queries and gate of one projection are cut apart, and their gradients put together again.
-    let cut = if spec.output_gate { joined } else { 0 };
-    let again = if spec.qk_norm.is_some() { ((spec.heads + spec.kv_heads) * spec.head_dim) as u64 } else { 0 };
-    [Numbers::activations(hidden + joined + all), Numbers { activations: queries + all + cut + again, wide: all }]
-}
-
-/// As [`attention_passing`]: before and after the convolution, the output and its gate; the gradients of queries, keys and
-/// values, each in a tensor of all channels before they are added, and those of the convolution's sums.
-fn delta_passing(hidden: u64, spec: &GatedDeltaSpec) -> [Numbers; 2] {
-    let (channels, values) = (spec.convolved() as u64, spec.values() as u64);
-    [
-        Numbers::activations(hidden + 2 * channels + 2 * values),
-        Numbers { activations: 2 * values + 3 * channels, wide: channels },
-    ]
-}
-
-/// As [`attention_passing`]: gate, up and activation; its gradient and those of gate and up.
-fn mlp_passing(inner: u64) -> [Numbers; 2] {
-    [3 * inner; 2].map(Numbers::activations)
-}
-
-/// As [`attention_passing`], on the rows of all experts. Their products pack a few rows at a time; of the gradients, those
-/// of the outputs come while the outputs are there, the others when they are gone.
-fn experts_passing(hidden: u64, spec: &SparseSpec) -> [Numbers; 2] {
-    let active = spec.active as u64;
-    let [outer, inner] = [hidden, spec.inner as u64].map(|size| active * size);
-    let experts = [(outer + 2 * inner).max(3 * inner), outer.max(inner).max((3 * inner).saturating_sub(outer))];
-    let shared = spec.shared.map_or([Numbers::default(); 2], |inner| mlp_passing(inner as u64));
-    std::array::from_fn(|stage| Numbers::activations(experts[stage].max(hidden + shared[stage].activations)))
 }

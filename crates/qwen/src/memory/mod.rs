@@ -3,20 +3,28 @@
 //! Everything is a pure function of the specification, so a plan can be made before anything is allocated. Activations
 //! are counted as the kernels' own backwards keep them; `tests/plans.rs` holds the sums against what a run takes.
 
+mod chunk;
+mod extent;
 mod fit;
 mod flops;
 mod kept;
 mod offload;
+mod passing;
+mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use chunk::{FEWEST_CHUNK_TOKENS, chunk_share, chunk_sizes};
+pub use extent::Extent;
 pub use fit::{DEVICE_PROGRAM, OneRow, usable};
 pub use flops::{FlopInput, Flops, flops};
 pub use kept::{Numbers, kept_by_layer};
-use kept::{Passing, kept_at_border, passing};
 pub use offload::Offload;
+pub use plan::{Forms, MemoryInput, MemoryPlan, plan};
 
-use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, Role, TensorSpec};
+use crate::{
+    DecoderSpec, FfnSpec, HeadSpec, LayerFilter, LayerSpec, LoraTargets, Role, Switches, TensorSpec,
+};
 
 /// Numbers of the model's own weights.
 pub fn parameters(inventory: &[TensorSpec]) -> u64 {
@@ -70,6 +78,14 @@ impl Learned {
     /// Nothing is trained.
     pub fn nothing() -> Self {
         Self::Base(BTreeSet::new())
+    }
+
+    /// Adapters of one rank where a recipe that names no targets has them.
+    pub fn adapters(inventory: &[TensorSpec], rank: usize) -> Self {
+        let modules = LoraTargets::default()
+            .resolve(Switches::default(), inventory, &LayerFilter::All)
+            .expect("invariant: every decoder has linear layers");
+        Self::Adapters { ranks: modules.into_iter().map(|module| (module, rank)).collect(), whole: BTreeSet::new() }
     }
 
     /// Trained numbers that belong to a tensor: of its adapter, or its own.
@@ -170,66 +186,6 @@ pub struct Kept {
     pub layers: usize,
 }
 
-/// Tokens that a recurrence takes together; it keeps its state between these.
-const CHUNK: usize = 64;
-
-/// Columns of the logits' gradients that a product packs at a time.
-const PACKED_LOGITS: u64 = 8192;
-
-/// Rows of a frozen head whose logits exist at a time while a loss is formed, and tokens they exist for.
-const HEAD_BLOCK: u64 = 4096;
-const HEAD_TOKENS: u64 = 512;
-
-/// Tokens that run in one forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Extent {
-    /// Their number.
-    pub tokens: u64,
-    /// Borders between chunks of their sequences, at which recurrences keep their states: none in a short sequence.
-    pub borders: u64,
-}
-
-impl Extent {
-    /// Sequences of these lengths.
-    pub fn of(lengths: impl IntoIterator<Item = usize>) -> Self {
-        lengths.into_iter().fold(Self::default(), |sum, length| Self {
-            tokens: sum.tokens + length as u64,
-            borders: sum.borders + length.saturating_sub(1).div_euclid(CHUNK) as u64,
-        })
-    }
-}
-
-/// What a plan of memory depends on.
-#[derive(Debug, Clone, Copy)]
-pub struct MemoryInput<'a> {
-    /// The model.
-    pub spec: &'a DecoderSpec,
-    /// Its tensors.
-    pub inventory: &'a [TensorSpec],
-    /// What is trained.
-    pub learned: &'a Learned,
-    /// How that is held.
-    pub formats: Formats,
-    /// Bytes of the frozen weights.
-    pub weights: &'a WeightBytes,
-    /// Bytes of an activation.
-    pub activation_bytes: u64,
-    /// The largest micro-batch.
-    pub batch: Extent,
-    /// Layers whose activations are kept.
-    pub kept: Kept,
-    /// Those of its tokens with a target, whose logits are formed.
-    pub head_tokens: u64,
-    /// Rows of logits that exist at a time.
-    pub head_rows: u64,
-    /// Tokens of the largest batch of an evaluation; 0 without one.
-    pub eval_tokens: u64,
-    /// Whether an update changes values and moments where they lie, instead of making new ones.
-    pub update_in_place: bool,
-    /// What waits in host memory.
-    pub offload: Offload,
-}
-
 /// Bytes of the frozen weights, by where they are used.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WeightBytes {
@@ -274,119 +230,6 @@ impl WeightBytes {
             self.layers.iter().sum()
         };
         embedding + layers + self.rest
-    }
-}
-
-/// Bytes by purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MemoryPlan {
-    /// The base's frozen weights.
-    pub weights: u64,
-    /// Trained numbers and their two moments.
-    pub trained: u64,
-    /// Their gradients, f32.
-    pub gradients: u64,
-    /// Residuals and activations kept from the forward pass.
-    pub kept: u64,
-    /// What the backward of one layer takes, with its activations where it is run again.
-    pub layer: u64,
-    /// What the forward of a layer that is run again took. It lies between residuals, where the head finds no room; a layer that
-    /// is kept gives its largest pieces back last, and the head takes them.
-    pub holes: u64,
-    /// Logits of one chunk, hidden states before and after the final norm with their gradient, and that of a trained head.
-    pub head: u64,
-    /// What an evaluation takes, without tapes.
-    pub eval: u64,
-    /// The update of the largest trained tensor, where it takes anything.
-    pub update: u64,
-    /// What waits in host memory, which is no part of the total.
-    pub host: u64,
-}
-
-impl MemoryPlan {
-    /// Everything that is held at the worst moment: the head's chunk and a layer's backward never live together, an
-    /// evaluation and an update find no activations.
-    pub fn total(&self) -> u64 {
-        let step = self.gradients + (self.kept + self.layer.max(self.holes + self.head)).max(self.update);
-        self.weights + self.trained + step.max(self.eval)
-    }
-}
-
-/// Bytes that training needs.
-pub fn plan(input: &MemoryInput<'_>) -> MemoryPlan {
-    let MemoryInput { spec, inventory, learned, batch: Extent { tokens, borders }, .. } = *input;
-    let hidden = spec.hidden_size as u64;
-    let lowest = lowest_trained(inventory, learned);
-    let size = input.activation_bytes;
-    let layers: Vec<(u64, Passing)> = spec
-        .layers
-        .iter()
-        .enumerate()
-        .map(|(index, layer)| {
-            let tensors: Vec<&TensorSpec> = inventory.iter().filter(|tensor| tensor.layer == Some(index)).collect();
-            let kept = kept_by_layer(spec.hidden_size, layer, &tensors, learned).bytes(size);
-            let states = 4 * kept_at_border(layer) * borders;
-            (kept * tokens + states, passing(spec.hidden_size, layer, &tensors, learned, size))
-        })
-        .collect();
-    let again = layers.len() - input.kept.layers.min(layers.len());
-    // Below everything trained nothing is kept and no gradient flows.
-    let (mut kept, mut layer, mut holes) = (0, 0, 0);
-    let mut away = Vec::new();
-    for (index, (all, passing)) in layers.iter().enumerate().skip(lowest.unwrap_or(layers.len())) {
-        let (residual, run_again, gave_back) = if index < again {
-            // What the forward gave back is cut up by the residuals, too small for the largest tensor of the second one.
-            (hidden * size * tokens, *all + passing.largest * tokens, passing.without_tape)
-        } else {
-            (*all, 0, 0)
-        };
-        if index < again && input.offload >= Offload::Inputs {
-            away.push(residual);
-        } else {
-            kept += residual;
-        }
-        layer = layer.max(passing.backward * tokens + run_again);
-        holes = holes.max(gave_back * tokens);
-    }
-    // The one that runs again, and the one that comes meanwhile.
-    let here: u64 = away.iter().take(2).sum();
-    kept += here;
-    let weights = input.weights.on_device(spec, input.offload);
-    let without_tape = layers.iter().map(|(_, passing)| passing.without_tape).max().unwrap_or(0);
-    let trained = learned.numbers(inventory);
-    let largest = inventory.iter().map(|tensor| learned.numbers_of(tensor)).max().unwrap_or(0);
-    let head_trained = inventory.iter().any(|tensor| is_head(spec, tensor) && learned.numbers_of(tensor) > 0);
-    // A chunk's logits, the part of their gradients that a product packs at a time, hidden states and their gradients.
-    let chunk = |tokens: u64| {
-        let vocabulary = spec.vocab_size as u64;
-        tokens.min(input.head_rows) * 4 * (vocabulary + vocabulary.min(PACKED_LOGITS) + 2 * hidden)
-    };
-    let head = if head_trained {
-        chunk(input.head_tokens) + head_parameters(spec) * 4
-    } else {
-        // A block's logits and their packed form; of each token the hidden state, gathered and packed, and the sum it becomes.
-        let block = HEAD_BLOCK.min(spec.vocab_size as u64);
-        input.head_tokens.min(HEAD_TOKENS) * (block * (4 + size) + hidden * (4 + 2 * size))
-    };
-    MemoryPlan {
-        weights,
-        trained: learned.held(inventory, input.formats),
-        gradients: trained * 4,
-        kept,
-        layer,
-        holes,
-        head: 3 * hidden * size * tokens + head,
-        eval: match input.eval_tokens {
-            0 => 0,
-            tokens => (without_tape * tokens).max(3 * hidden * size * tokens + chunk(tokens)),
-        },
-        update: match (input.update_in_place, input.formats == Formats::default()) {
-            (true, _) => 0,
-            (false, true) => 4 * largest * 4,
-            // Values and moments in f32 beside the new ones.
-            (false, false) => 8 * largest * 4,
-        },
-        host: input.weights.total() - weights + away.iter().sum::<u64>() - here,
     }
 }
 

@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::{LayerFilter, LoraTargets, MixerSpec, Switches, family, inventory};
+use crate::{MixerSpec, family, inventory};
 
 struct Model {
     spec: DecoderSpec,
@@ -29,9 +29,7 @@ fn model(
     });
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
-    let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned =
-        Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect(), whole: BTreeSet::new() };
+    let learned = Learned::adapters(&inventory, 16);
     Model { spec, inventory, learned }
 }
 
@@ -107,27 +105,38 @@ fn training_the_base_costs_its_gradient() {
     assert_eq!(flops.model(), 6.0 * products);
 }
 
-fn plan_with(model: &Model, learned: &Learned, layers: usize, offload: Offload) -> MemoryPlan {
-    plan(&MemoryInput {
+fn input<'a>(model: &'a Model, learned: &'a Learned, layers: usize) -> MemoryInput<'a> {
+    let weights = WeightBytes::of(&model.inventory, learned, |tensor| 2 * tensor.elements());
+    MemoryInput {
         spec: &model.spec,
         inventory: &model.inventory,
         learned,
         formats: Formats::default(),
-        weights: &WeightBytes::of(&model.inventory, learned, |tensor| 2 * tensor.elements()),
+        weights: Box::leak(Box::new(weights)),
         activation_bytes: 2,
-        batch: Extent::of([2048]),
+        batch: Extent::of([256; 8]),
+        accumulates: true,
         kept: Kept { layers },
+        ffn_chunk: None,
         head_tokens: 2048,
         head_rows: 512,
-        eval_tokens: 4096,
+            forms: Forms::Cpu,
+        eval: Extent::of([4096]),
         update_in_place: false,
-        offload,
-    })
+        offload: Offload::None,
+    }
+}
+
+fn plan_with(model: &Model, learned: &Learned, layers: usize, offload: Offload) -> MemoryPlan {
+    plan(&MemoryInput { offload, ..input(model, learned, layers) })
 }
 
 fn plan_of(model: &Model, learned: &Learned, layers: usize) -> MemoryPlan {
     plan_with(model, learned, layers, Offload::None)
 }
+
+/// Bytes of the angles of 2,048 positions of [`small`].
+const ANGLES: u64 = 2048 * 64 * 8;
 
 #[test]
 fn memory_adds_up() {
@@ -135,24 +144,52 @@ fn memory_adds_up() {
     let lora = &model.learned;
     let kept = plan_of(&model, lora, 28);
     let again = plan_of(&model, lora, 0);
-    assert_eq!(again.kept, 2048 * 28 * 1024 * 2);
-    let largest = 2048 * 3072 * 2;
-    assert_eq!(again.layer - kept.layer, kept.kept / 28 + largest, "a layer run again holds what it else had kept");
+    let row = 1024 * 2;
+    assert_eq!(again.kept, ANGLES + 2048 * 28 * row);
+    let of_layer = (kept.kept - ANGLES) / 28;
+    assert_eq!(again.layer - kept.layer, of_layer - 2048 * row, "a layer run again holds what it else had kept");
     let half = plan_of(&model, lora, 14);
     assert_eq!(half.kept, (kept.kept + again.kept) / 2);
     assert_eq!(kept.weights, parameters(&model.inventory) * 2);
     assert_eq!(kept.trained + kept.gradients, lora.numbers(&model.inventory) * 16);
-    // The head's logits are more than a block's activations here.
-    assert_eq!(kept.eval, 4096 * 3 * 1024 * 2 + 512 * 4 * (151936 + 8192 + 2 * 1024));
-    // What a layer run again holds is more than the head's blocks.
-    assert!(again.layer > again.holes + again.head);
-    let step = again.gradients + again.kept + again.layer;
-    assert_eq!(again.total(), again.weights + again.trained + step.max(again.eval));
+    // Gate, up and activation beside the residual, which are more than a block's logits.
+    assert_eq!(kept.eval, 4096 * (64 * 8 + 2 * row + 3 * 3072 * 2));
+    let largest = 2048 * 3072 * 2;
+    assert_eq!((again.step, again.holes), (again.gradients + again.kept + again.layer, largest));
+    assert_eq!(again.total(), again.weights + again.trained + (again.step + largest).max(again.eval));
+}
+
+#[test]
+fn gradients_come_while_activations_go() {
+    let model = small();
+    let all = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
+    let plan = |learned, accumulates, layers| plan(&MemoryInput { accumulates, ..input(&model, learned, layers) });
+    let (first, later) = (plan(&all, false, 28), plan(&all, true, 28));
+    assert_eq!((first.kept, first.gradients), (later.kept, later.gradients));
+    assert!(first.step < later.step);
+    assert_eq!(later.step, later.gradients + (later.kept + later.layer).max(later.kept + later.head));
+    // With adapters the first moments of the backward are the worst, whatever is there already.
+    let (first, later) = (plan(&model.learned, false, 28), plan(&model.learned, true, 28));
+    assert!(first.step < later.step && later.step - first.step <= later.gradients);
+}
+
+#[test]
+fn chunks_take_of_a_feed_forward_part_what_a_chunk_takes() {
+    let model = small();
+    let plan = |ffn_chunk, layers, offload| {
+        plan(&MemoryInput { ffn_chunk, offload, accumulates: false, ..input(&model, &model.learned, layers) })
+    };
+    let sizes = [None, Some(1024), Some(512)].map(|chunk| plan(chunk, 0, Offload::Inputs).total());
+    assert!(sizes[0] > sizes[1] && sizes[1] >= sizes[2], "{sizes:?}");
+    assert_eq!(plan(None, 0, Offload::None).total(), plan(Some(2048), 0, Offload::None).total());
+    // Where a layer keeps what it has computed there is nothing to split, but in an evaluation.
+    let (whole, chunked) = (plan(None, 28, Offload::None), plan(Some(512), 28, Offload::None));
+    assert_eq!((whole.step, whole.kept), (chunked.step, chunked.kept));
+    assert!(chunked.eval < whole.eval);
 }
 
 #[test]
 fn recurrences_keep_their_states_between_chunks_only() {
-    assert_eq!(Extent::of([1, 64, 65, 128, 129, 200]), Extent { tokens: 587, borders: 1 + 1 + 2 + 3 });
     let config = json!({
         "model_type": "qwen3_5", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 512, "vocab_size": 1024, "rms_norm_eps": 1e-6,
@@ -161,9 +198,7 @@ fn recurrences_keep_their_states_between_chunks_only() {
     });
     let spec = family::resolve(&config).unwrap();
     let inventory = inventory(&spec);
-    let modules = LoraTargets::default().resolve(Switches::default(), &inventory, &LayerFilter::All).unwrap();
-    let learned =
-        Learned::Adapters { ranks: modules.into_iter().map(|module| (module, 16)).collect(), whole: BTreeSet::new() };
+    let learned = Learned::adapters(&inventory, 16);
     let kept = |batch| {
         plan(&MemoryInput {
             spec: &spec,
@@ -173,10 +208,13 @@ fn recurrences_keep_their_states_between_chunks_only() {
             weights: &WeightBytes::default(),
             activation_bytes: 4,
             batch,
+            accumulates: true,
             kept: Kept { layers: 4 },
+            ffn_chunk: None,
             head_tokens: batch.tokens,
             head_rows: 512,
-            eval_tokens: 0,
+            forms: Forms::Cpu,
+            eval: Extent::default(),
             update_in_place: true,
             offload: Offload::None,
         })
@@ -203,7 +241,7 @@ fn what_is_trained_decides_what_is_kept() {
     // Three middles: inputs are formed again, whatever learns.
     assert_eq!(all - attention, 2048 * 28 * 4 * 3 * 16);
     let upper = plan_of(&model, &of(&|module| module.starts_with("layers.27.")), 28).kept;
-    assert_eq!(upper, all / 28, "nothing is kept below the lowest adapter");
+    assert_eq!(upper - ANGLES, (all - ANGLES) / 28, "nothing is kept below the lowest adapter");
     let base = Learned::Base(model.inventory.iter().map(|tensor| tensor.name.clone()).collect());
     let full = plan_of(&model, &base, 28);
     assert_eq!((full.weights, full.trained), (0, parameters(&model.inventory) * 12));
@@ -213,7 +251,7 @@ fn what_is_trained_decides_what_is_kept() {
     // A frozen head's logits exist for one block of it.
     let block = 512 * (4096 * (4 + 2) + 1024 * (4 + 2 * 2));
     assert_eq!(plan_of(&model, &model.learned, 28).head, hidden_states + block);
-    assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, 0);
+    assert_eq!(plan_of(&model, &Learned::nothing(), 28).kept, ANGLES);
 }
 
 #[test]
@@ -263,9 +301,9 @@ fn what_waits_elsewhere_is_off_the_device_and_nothing_is_lost() {
         );
     }
     assert_eq!(here.weights - of(0, Offload::Embedding).weights, matrix);
-    assert_eq!(of(0, Offload::Inputs).kept, 2 * input);
+    assert_eq!(of(0, Offload::Inputs).kept, ANGLES + 2 * input);
     assert_eq!(
-        of(35, Offload::Inputs).kept - of(36, Offload::Inputs).kept * 35 / 36,
+        of(35, Offload::Inputs).kept - ANGLES - (of(36, Offload::Inputs).kept - ANGLES) * 35 / 36,
         input,
         "one input, which waits for nobody"
     );

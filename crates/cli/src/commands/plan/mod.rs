@@ -152,6 +152,7 @@ fn as_json(plan: &Plan, estimate: Option<&Estimate>) -> Value {
         "micro_batch": plan.micro_batch,
         "micro_batch_tokens": plan.cost.worst_tokens,
         "recompute": plan.recompute,
+        "ffn_chunk": plan.ffn_chunk,
         "offload": plan.offload,
         "choices": choices,
         "parameters": memory::parameters(&plan.model.inventory),

@@ -1,11 +1,9 @@
 //! `plan --table`: the longest rows that published models can be trained on, by card.
 
-use std::collections::BTreeSet;
-
 use qwen_tune_model::{Quantize, quantised_bytes};
-use qwen_tune_qwen::memory::{self, Learned, Offload, OneRow, WeightBytes};
+use qwen_tune_qwen::memory::{self, FEWEST_CHUNK_TOKENS, Learned, Offload, OneRow, WeightBytes};
 use qwen_tune_qwen::published::{PUBLISHED, Published};
-use qwen_tune_qwen::{LayerFilter, LoraTargets, Switches, TensorSpec, inventory};
+use qwen_tune_qwen::{TensorSpec, inventory};
 use qwen_tune_train::head_rows;
 use serde_json::{Value, json};
 
@@ -45,11 +43,7 @@ struct Contexts {
 fn contexts(model: &'static Published, base: Quantize) -> Contexts {
     let spec = model.spec();
     let inventory = inventory(&spec);
-    let modules = LoraTargets::default()
-        .resolve(Switches::default(), &inventory, &LayerFilter::All)
-        .expect("invariant: every decoder has linear layers");
-    let ranks = modules.into_iter().map(|module| (module, RANK)).collect();
-    let learned = Learned::Adapters { ranks, whole: BTreeSet::new() };
+    let learned = Learned::adapters(&inventory, RANK);
     let weights = WeightBytes::of(&inventory, &learned, |tensor| bytes(tensor, base));
     let longest = |card: u64, offload| {
         let row = OneRow {
@@ -70,8 +64,9 @@ fn contexts(model: &'static Published, base: Quantize) -> Contexts {
 /// As text.
 pub(super) fn text() -> String {
     let mut parts = vec![format!(
-        "Longest row in tokens, by memory of the card: one row at a time, every block run again in the backward, adapters of\n\
-         rank {RANK} on all linear layers; behind the slash with `run.offload = \"inputs\"`. By formula.\n"
+        "Longest row in tokens, by memory of the card: one row at a time, every block run again in the backward, its feed-forward\n\
+         part in chunks of {FEWEST_CHUNK_TOKENS} tokens, adapters of rank {RANK} on all linear layers; behind the slash with\n\
+         `run.offload = \"inputs\"`. By formula.\n"
     )];
     for base in BASES {
         let cards: Vec<String> = CARDS.iter().map(|card| format!(">{card} GB")).collect();

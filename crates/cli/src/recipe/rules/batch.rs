@@ -1,6 +1,7 @@
 //! What a step takes: rows or tokens, never both, never nothing; and how many threads there may be.
 
 use qwen_tune_qwen::Auto;
+use qwen_tune_train::FfnChunk;
 use qwen_tune_train::threads::MOST_THREADS;
 
 use super::Context;
@@ -24,6 +25,9 @@ pub(super) fn check(context: &Context<'_>, said: &mut Diagnostics) {
     }
     if run.micro_batch == Auto::Value(0) {
         said.push(context.out_of_range("run.micro_batch", 0, "a whole number from 1, or `\"auto\"`"));
+    }
+    if run.ffn_chunk == FfnChunk::Tokens(0) {
+        said.push(context.out_of_range("run.ffn_chunk", 0, "a whole number from 1, `\"none\"` or `\"auto\"`"));
     }
     if let Some(threads) = run.threads.value().filter(|&threads| threads > MOST_THREADS) {
         let expected = format!("a whole number up to {MOST_THREADS}, or `\"auto\"`");
