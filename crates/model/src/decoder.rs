@@ -3,8 +3,9 @@
 
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use qwen_tune_kernels::{self as kernels, Input};
-use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
+use qwen_tune_qwen::{ModelDir, TensorSpec};
+use qwen_tune_weights::MappedBytes;
 
 use crate::attention::Attention;
 use crate::build::{BuildError, Builder};
@@ -47,6 +48,8 @@ pub struct Block {
     mixer: Mixer,
     post_attention_layernorm: RmsNorm,
     ffn: Ffn,
+    /// What of mapped files its weights lie in, where they leave memory in between.
+    pages: Vec<MappedBytes>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one a layer, for as long as the model lives")]
@@ -81,7 +84,14 @@ impl Block {
                 FfnSpec::Dense { inner, bias } => Ffn::Dense(Mlp::new(&at.at("mlp"), hidden, *inner, *bias)?),
                 FfnSpec::Sparse(sparse) => Ffn::Sparse(Sparse::new(&at.at("mlp"), hidden, sparse)?),
             },
+            pages: Vec::new(),
         })
+    }
+
+    /// Gives back what of its weights a file can bring again, where the model is held so: after a forward, which does it
+    /// itself, and after a backward.
+    pub fn give_back(&self) {
+        self.pages.iter().for_each(MappedBytes::give_back);
     }
 
     /// Whether anything in it is trained.
@@ -106,7 +116,9 @@ impl Block {
             Ffn::Dense(mlp) => mlp.forward(normed, pass),
             Ffn::Sparse(sparse) => sparse.forward(normed, pass),
         };
-        kernels::add(h, change)
+        let y = kernels::add(h, change);
+        self.give_back();
+        y
     }
 
     /// Scores of the experts for each token, `[tokens, experts]`, where the layer has experts.
@@ -167,7 +179,10 @@ impl Decoder {
         };
         Builder::build(model, training, device, storage, |at| {
             let block = |(index, &block): (usize, &usize)| {
-                Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])
+                let made = Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])?;
+                let mine = |tensor: &&TensorSpec| tensor.layer == Some(block) && storage.gives_back;
+                let pages = |tensor| storage.pages_of(model, tensor, device);
+                Ok(Block { pages: model.inventory.iter().filter(mine).flat_map(pages).collect(), ..made })
             };
             Ok(Self {
                 embed_tokens: at.at("embed_tokens").rows("weight", stored, vocabulary)?,

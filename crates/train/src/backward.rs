@@ -219,6 +219,7 @@ pub fn accumulate(
             }
             _ => seeded.backward(),
         };
+        block.give_back();
         // The device is busy with this block for as long as that takes.
         bring_last(&mut kept);
         let below = leaf.grad_remove(&mut tape);

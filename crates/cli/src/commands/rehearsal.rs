@@ -73,7 +73,7 @@ fn tried(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Option<u64>
     let objective = objective(&plan.recipe.objective).expect("invariant: the rules refuse objectives not there yet");
     let staging = Staging {
         dropout: plan.trained.dropout.then_some(0),
-        inputs_on_host: plan.offload >= Offload::Inputs,
+        inputs_on_host: plan.device.moved(plan.offload) >= Offload::Inputs,
         ..Staging::plain(plan.recompute)
     };
     let held = process::peak_of(|| rehearse(decoder, parameters, objective.as_ref(), staging, &plan.largest()));

@@ -237,11 +237,11 @@ impl Plan {
         if purpose != Purpose::Check {
             faults.extend(room.verdict);
         }
-        if device.on_host && recipe.run.offload.value().is_some_and(|offload| offload != Offload::None) {
+        if recipe.run.offload.value().is_some_and(|offload| offload > room.offload) {
             faults.push(
                 Diagnostic::warning("offload-on-host", format!("`{}` computes in host memory itself", device.name))
                     .at(doc.span_of("run.offload"))
-                    .label("is left out: there is no other memory to move things to")
+                    .label("is left out: there is no other memory to move things to, and no mapped file holds these weights")
                     .hint("`recompute = \"all\"` and a smaller `micro_batch` need less"),
             );
         }

@@ -59,7 +59,7 @@ impl Plan {
             objective: objective.as_ref(),
             batch,
             dropout: self.trained.dropout,
-            inputs_on_host: self.offload >= Offload::Inputs,
+            inputs_on_host: self.device.moved(self.offload) >= Offload::Inputs,
             optimizer: &self.recipe.optimizer,
         };
         let pace = probe.run().map_err(|e| Diagnostics::from(Diagnostic::failure_from("load", &e)))?;

@@ -2,10 +2,10 @@
 
 use qwen_tune_data::{Dataset, Packing, StepSize};
 use qwen_tune_model::{Master, Storage, Training};
-use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::memory::{
     self, Extent, FlopInput, Flops, Formats, Kept, Learned, MemoryInput, MemoryPlan, Offload, WeightBytes,
 };
+use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{OptimizerKind, head_rows, process};
 
@@ -121,7 +121,7 @@ impl Load<'_> {
             inventory: &self.model.inventory,
             learned: &self.learned(),
             formats: self.formats(),
-            weights: &self.frozen_bytes(),
+            weights: &self.frozen_bytes(way.offload),
             activation_bytes: size,
             batch,
             kept: Kept { layers: spec.layers.len() - way.recompute },
@@ -129,12 +129,23 @@ impl Load<'_> {
             head_rows: head_rows(spec.vocab_size) as u64,
             eval_tokens: largest.eval.iter().sum::<usize>() as u64,
             update_in_place: self.device.updates_in_place(),
-            offload: way.offload,
+            offload: self.device.moved(way.offload),
         })
     }
 
-    fn frozen_bytes(&self) -> WeightBytes {
-        self.bytes_in(self.device.storage(self.recipe.model.quantize, Offload::None))
+    fn frozen_bytes(&self, offload: Offload) -> WeightBytes {
+        let held = self.bytes_in(self.device.storage(self.recipe.model.quantize, Offload::None));
+        if self.device.on_host && offload >= Offload::Weights { held.given_back(&self.in_files()) } else { held }
+    }
+
+    /// Bytes of each layer's frozen weights that lie in mapped files.
+    fn in_files(&self) -> Vec<u64> {
+        let storage = self.device.storage(self.recipe.model.quantize, Offload::None);
+        let bytes = |tensor: &TensorSpec| -> u64 {
+            let pages = storage.pages_of(self.model, tensor, &self.device.device);
+            pages.iter().map(|page| page.as_ref().len() as u64).sum()
+        };
+        WeightBytes::of(&self.model.inventory, &self.learned(), bytes).layers
     }
 
     /// Bytes of the frozen weights, held in some way.
@@ -146,7 +157,7 @@ impl Load<'_> {
 
     /// What holding the weights in blocks saves, where they are.
     pub(super) fn quantize_reason(&self) -> Option<String> {
-        let held = self.frozen_bytes().total();
+        let held = self.frozen_bytes(Offload::None).total();
         let mut types: Vec<String> = Vec::new();
         for blocks in self.model.inventory.iter().filter_map(|tensor| self.model.blocks(tensor)) {
             let name = blocks.ty().name().to_lowercase();
@@ -204,8 +215,8 @@ impl Load<'_> {
         }
     }
 
-    /// Ways from the fastest to the smallest: less at a time first, then more that is run again, then more that waits in
-    /// host memory.
+    /// Ways from the fastest to the smallest: less at a time first, then more that is run again, then more that waits
+    /// elsewhere.
     fn ways(&self) -> Vec<Way> {
         let layers = self.model.spec.layers.len();
         // Of each step something for every device.
@@ -222,17 +233,31 @@ impl Load<'_> {
             None => (0..=layers).collect(),
         };
         let places = match self.recipe.run.offload.value() {
-            // Host memory is the device's own: nothing is gained by moving things about in it.
-            _ if self.device.on_host => vec![Offload::None],
-            Some(offload) => vec![offload],
-            None => Offload::ALL.to_vec(),
+            Some(offload) => vec![self.places(offload)],
+            None => Offload::ALL.into_iter().filter(|&offload| self.places(offload) == offload).collect(),
         };
         let (first, last) = (blocks[0], batches[batches.len() - 1]);
         let (offload, most_again) = (places[0], blocks[blocks.len() - 1]);
         let narrower = batches.iter().map(|&micro_batch| Way { micro_batch, recompute: first, offload });
-        let smaller = blocks.iter().skip(1).map(|&recompute| Way { micro_batch: last, recompute, offload });
-        let away = places.iter().skip(1).map(|&offload| Way { micro_batch: last, recompute: most_again, offload });
-        narrower.chain(smaller).chain(away).collect()
+        let again =
+            |offload| blocks.iter().skip(1).map(move |&recompute| Way { micro_batch: last, recompute, offload });
+        let away = |recompute| places.iter().skip(1).map(move |&offload| Way { micro_batch: last, recompute, offload });
+        if self.device.on_host {
+            // To read mapped pages once more takes far less time than to run a block once more.
+            narrower.chain(away(first)).chain(again(places[places.len() - 1])).collect()
+        } else {
+            narrower.chain(again(offload)).chain(away(most_again)).collect()
+        }
+    }
+
+    /// What of an offload there is here: within one memory, weights in mapped files, if any are.
+    fn places(&self, offload: Offload) -> Offload {
+        let in_files = || self.in_files().iter().any(|&bytes| bytes > 0);
+        match offload {
+            _ if !self.device.on_host => offload,
+            Offload::Weights if in_files() => Offload::Weights,
+            _ => Offload::None,
+        }
     }
 
     /// Decides what the recipe leaves open.
@@ -270,7 +295,7 @@ impl Load<'_> {
                     format!("keeping every activation takes {}{of}", bytes(kept))
                 }
             });
-        let offload_open = self.recipe.run.offload.is_auto() && !self.device.on_host;
+        let offload_open = self.recipe.run.offload.is_auto() && (!self.device.on_host || way.offload != Offload::None);
         let offload_reason = offload_open.then(|| match (budget, way.offload) {
             (None, _) => "the device's memory is not known here".to_owned(),
             (Some(_), Offload::None) => format!("everything fits: {}{of}", bytes(total)),
@@ -350,7 +375,7 @@ impl Load<'_> {
         let mut told = make("too-little-memory", message).at(doc.span_of(at));
         let width = self.worst.layout.max_length;
         let layers = self.model.spec.layers.len();
-        let most_away = if self.device.on_host { way.offload } else { Offload::Weights };
+        let most_away = self.places(Offload::Weights);
         let smallest = Way { micro_batch: 1, recompute: layers, offload: most_away };
         let smaller = [
             Way { micro_batch: 1, ..way },

@@ -260,6 +260,16 @@ impl WeightBytes {
         sum
     }
 
+    /// These bytes of each layer are there for one layer at a time.
+    #[must_use]
+    pub fn given_back(mut self, by_layer: &[u64]) -> Self {
+        for (held, given_back) in self.layers.iter_mut().zip(by_layer) {
+            *held -= given_back;
+        }
+        self.rest += by_layer.iter().max().unwrap_or(&0);
+        self
+    }
+
     /// All of them.
     pub fn total(&self) -> u64 {
         self.embedding + self.layers.iter().sum::<u64>() + self.rest
