@@ -178,7 +178,7 @@ impl Decoder {
             ..model.spec.clone()
         };
         Builder::build(model, training, device, storage, |at| {
-            let block = |(index, &block): (usize, &usize)| {
+            let block = |(index, &block): (usize, &usize)| -> Result<Block, BuildError> {
                 let made = Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])?;
                 let mine = |tensor: &&TensorSpec| tensor.layer == Some(block) && storage.gives_back;
                 let pages = |tensor| storage.pages_of(model, tensor, device);
