@@ -145,7 +145,15 @@ fn most(decoder: &Decoder, parameters: &Parameters, staging: Staging, sequences:
 }
 
 /// The plan of one layer of a model alone.
-fn planned(decoder: &Decoder, golden: &Golden, index: usize, learned: &Learned, size: u64, staging: Staging, sequences: usize) -> i64 {
+fn planned(
+    decoder: &Decoder,
+    golden: &Golden,
+    index: usize,
+    learned: &Learned,
+    size: u64,
+    staging: Staging,
+    sequences: usize,
+) -> i64 {
     let spec = decoder.spec.clone();
     let mut inventory = golden.model.inventory.clone();
     inventory.retain(|tensor| tensor.layer.is_none_or(|layer| layer == index));
@@ -186,7 +194,8 @@ fn a_step_holds_what_the_formula_says() {
                         let staging = Staging { ffn_chunk, ..Staging::plain(recompute) };
                         let size = dtype.size() as u64;
                         let held = |sequences| most(&one, &parameters, staging, sequences);
-                        let plan = |sequences| planned(&one, &golden, index, &learned(&training), size, staging, sequences);
+                        let plan =
+                            |sequences| planned(&one, &golden, index, &learned(&training), size, staging, sequences);
                         held(MANY);
                         let tokens = ((MANY - FEW) * SEQUENCE) as f64;
                         let (many, few) = (held(MANY), held(FEW));
@@ -197,7 +206,9 @@ fn a_step_holds_what_the_formula_says() {
                             (many - few) as f64 / tokens,
                             (plan_many - plan_few) as f64 / tokens,
                             (plan_many - plan_few) as f64 / (many - few) as f64 - 1.0,
-                            many, plan_many, plan_many as f64 / many as f64 - 1.0,
+                            many,
+                            plan_many,
+                            plan_many as f64 / many as f64 - 1.0,
                         );
                     }
                 }

@@ -1,5 +1,6 @@
 //! What `plan` says against what the run then does.
 
+use qwen_tune_weights::Dtype;
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -99,6 +100,41 @@ fn a_budget_is_kept_to_by_smaller_batches_then_by_running_blocks_again() {
     }
     assert!(seen.windows(2).all(|two| two[0].0 >= two[1].0 && two[0].1 <= two[1].1), "{seen:?}");
     assert!(seen[0] == (8, 0) && seen[4].0 == 1 && seen[4].1 > 0, "{seen:?}");
+}
+
+/// Weights that lie in the file as the run takes them leave memory between uses before any block runs again: the losses are the
+/// same bits.
+#[test]
+#[cfg(target_os = "linux")]
+fn weights_of_a_mapped_file_are_given_back_where_a_budget_asks_for_it() {
+    let home = tempdir().unwrap();
+    let base = home.path().join("base");
+    let mut config = made_model::config("qwen3");
+    for (key, value) in [("hidden_size", 512), ("intermediate_size", 2048), ("num_hidden_layers", 8)] {
+        config[key] = value.into();
+    }
+    made_model::write_as(&base, &config, "model.", Dtype::F32, |_| (-0.05, 0.05));
+    let layers: u64 = 8 * 4 * (3 * 512 * 2048 + 512 * (128 + 64 + 64 + 128));
+    let base = format!("model.base={}", base.display());
+    let settings = ["--set", &base, "--set", "run.steps=3", "--set", "run.micro_batch=2", "--set", "export=[]"];
+    let outcome = |more: &[&str]| {
+        let dir = tempdir().unwrap();
+        let at = format!("run.dir={}", dir.path().join("run").display());
+        let out = succeed(&[&["train", LORA, "--json", "--set", &at], &settings[..], more].concat());
+        let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let losses: Vec<f64> = events.iter().filter_map(|event| event["loss"].as_f64()).collect();
+        (losses, events.last().unwrap()["peak_memory"].as_f64().unwrap())
+    };
+    let (losses, held) = outcome(&["--set", "run.offload=none"]);
+    let budget = format!("run.memory={}B", held as u64 - layers / 2);
+    let planned = plan(LORA, &[&settings[..], &["--set", &budget]].concat());
+    assert_eq!((&planned["offload"], &planned["recompute"]), (&"weights".into(), &0.into()), "{planned}");
+    let (same, less) = outcome(&["--set", &budget]);
+    assert_eq!(same, losses);
+    let saved = (held - less) / layers as f64;
+    assert!((0.75..0.95).contains(&saved), "of 8 layers all but one: {saved:.3} of their bytes");
+    let off = planned["memory_bytes"].as_f64().unwrap() / less - 1.0;
+    assert!(off.abs() < 0.1, "predicted {}, held {less:.3e} ({off:+.3})", planned["memory_bytes"]);
 }
 
 #[test]

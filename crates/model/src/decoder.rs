@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use qwen_tune_kernels as kernels;
-use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::memory;
 use qwen_tune_qwen::spec::{DecoderSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec};
+use qwen_tune_qwen::{ModelDir, TensorSpec};
+use qwen_tune_weights::MappedBytes;
 
 use crate::attention::Attention;
 use crate::build::{BuildError, Builder};
@@ -50,6 +51,8 @@ pub struct Block {
     mixer: Mixer,
     post_attention_layernorm: RmsNorm,
     ffn: Ffn,
+    /// What of mapped files its weights lie in, where they leave memory in between.
+    pages: Vec<MappedBytes>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one a layer, for as long as the model lives")]
@@ -84,7 +87,14 @@ impl Block {
                 FfnSpec::Dense { inner, bias } => Ffn::Dense(Mlp::new(&at.at("mlp"), hidden, *inner, *bias)?),
                 FfnSpec::Sparse(sparse) => Ffn::Sparse(Sparse::new(&at.at("mlp"), hidden, sparse)?),
             },
+            pages: Vec::new(),
         })
+    }
+
+    /// Gives back what of its weights a file can bring again, where the model is held so: after a forward, which does it
+    /// itself, and after a backward.
+    pub fn give_back(&self) {
+        self.pages.iter().for_each(MappedBytes::give_back);
     }
 
     /// Whether anything in it is trained.
@@ -108,13 +118,16 @@ impl Block {
         let h = self.mix(x, context, pass);
         let parts = if pass.is_taped() { Vec::new() } else { self.ffn_parts(h.dims()[0], pass.ffn_chunk) };
         if parts.len() < 2 {
-            return self.feed_forward(h, pass);
+            let y = self.feed_forward(h, pass);
+            self.give_back();
+            return y;
         }
         let part = |rows: Range<usize>| {
             self.feed_forward(h.clone().narrow(0, rows.start, rows.len()), &pass.from_token(rows.start))
         };
         let parts = parts.into_iter().map(part).collect();
         drop(h);
+        self.give_back();
         Tensor::cat(parts, 0)
     }
 
@@ -200,8 +213,11 @@ impl Decoder {
             ..model.spec.clone()
         };
         Builder::build(model, training, device, storage, |at| {
-            let block = |(index, &block): (usize, &usize)| {
-                Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])
+            let block = |(index, &block): (usize, &usize)| -> Result<Block, BuildError> {
+                let made = Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])?;
+                let mine = |tensor: &&TensorSpec| tensor.layer == Some(block) && storage.gives_back;
+                let pages = |tensor| storage.pages_of(model, tensor, device);
+                Ok(Block { pages: model.inventory.iter().filter(mine).flat_map(pages).collect(), ..made })
             };
             Ok(Self {
                 embed_tokens: at.at("embed_tokens").rows("weight", stored, vocabulary)?,

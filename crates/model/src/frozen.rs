@@ -7,7 +7,7 @@ use qwen_tune_qwen::{HeadSpec, ModelDir, Role, TensorSpec};
 use qwen_tune_weights::{Dtype, MappedBytes, WeightError};
 
 use crate::config::Quantize;
-use crate::packed::packed_bytes;
+use crate::packed::{packed_bytes, pages_of_blocks, quantised_bytes};
 
 /// How a model holds what is frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +18,14 @@ pub struct Storage {
     pub quantize: Quantize,
     /// What waits in host memory.
     pub offload: Offload,
+    /// Frozen weights of blocks that lie in mapped files leave memory when a block has run: the next use has them from the
+    /// file again.
+    pub gives_back: bool,
 }
 
 impl From<DType> for Storage {
     fn from(dtype: DType) -> Self {
-        Self { dtype, quantize: Quantize::None, offload: Offload::None }
+        Self { dtype, quantize: Quantize::None, offload: Offload::None, gives_back: false }
     }
 }
 
@@ -33,6 +36,20 @@ impl Storage {
         let is_matrix = tensor.shape.len() > 1;
         let blocks = if is_matrix { packed_bytes(model, tensor, self.quantize, device) } else { None };
         blocks.unwrap_or_else(|| tensor.elements() * weight_dtype(model, tensor, device, self.dtype).size() as u64)
+    }
+
+    /// What of mapped files a frozen tensor lies in as it is held on the CPU; nothing where it is a copy.
+    #[must_use]
+    pub fn pages_of(self, model: &ModelDir, tensor: &TensorSpec, device: &Device) -> Vec<MappedBytes> {
+        if let Some(pages) = pages_of_blocks(model, tensor, self.quantize, device) {
+            return pages;
+        }
+        if quantised_bytes(tensor, self.quantize).is_some() {
+            return Vec::new();
+        }
+        let is_matrix = tensor.shape.len() > 1;
+        let dtype = if is_matrix { weight_dtype(model, tensor, device, self.dtype) } else { DType::F32 };
+        mapped_bytes(model, tensor, dtype).into_iter().collect()
     }
 }
 
@@ -87,13 +104,16 @@ pub(crate) fn frozen<const D: usize>(
 
 /// Files are little-endian; elsewhere their bytes are no numbers yet.
 fn mapped(model: &ModelDir, tensor: &TensorSpec, shape: &[usize], dtype: DType) -> Option<TensorData> {
+    mapped_bytes(model, tensor, dtype).map(|bytes| in_place(bytes, shape, dtype))
+}
+
+fn mapped_bytes(model: &ModelDir, tensor: &TensorSpec, dtype: DType) -> Option<MappedBytes> {
     let stored = match dtype {
         DType::F32 => Dtype::F32,
         DType::BF16 => Dtype::BF16,
         _ => return None,
     };
-    let bytes = model.mapped(tensor, stored).filter(|_| cfg!(target_endian = "little"))?;
-    Some(in_place(bytes, shape, dtype))
+    model.mapped(tensor, stored).filter(|_| cfg!(target_endian = "little"))
 }
 
 /// Data in the mapping. The first write to it, if there ever is one, copies it: see [`Bytes::from_shared`].

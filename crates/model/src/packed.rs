@@ -9,8 +9,8 @@ use burn::tensor::Device;
 use qwen_tune_kernels::{Int8, Nf4, Packed, decodes_blocks};
 use qwen_tune_qwen::gguf::GgufBlocks;
 use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
-use qwen_tune_weights::WeightError;
 use qwen_tune_weights::gguf::TensorType;
+use qwen_tune_weights::{MappedBytes, WeightError};
 
 use crate::config::Quantize;
 
@@ -129,6 +129,16 @@ pub fn quantised_bytes(tensor: &TensorSpec, quantize: Quantize) -> Option<u64> {
         return None;
     }
     quantised(tensor, quantize).map(|format| (format.bytes)(tensor))
+}
+
+/// What of mapped files the blocks of a tensor lie in, where it is held in a file's own.
+pub(crate) fn pages_of_blocks(
+    model: &ModelDir,
+    tensor: &TensorSpec,
+    quantize: Quantize,
+    device: &Device,
+) -> Option<Vec<MappedBytes>> {
+    in_file(model, tensor, quantize, device).map(|blocks| blocks.pages().to_vec())
 }
 
 /// Bytes of a frozen tensor in blocks, if that is how it is held.

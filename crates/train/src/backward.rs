@@ -212,6 +212,7 @@ pub fn accumulate(
             Kept::Away(_) => unreachable!("invariant: it was brought while the block above ran"),
             Kept::Input(x) => sweep.again(block, x, upstream, gradients),
         };
+        block.give_back();
         // The device is busy with this block for as long as that takes.
         bring_last(&mut kept);
         match below {

@@ -49,8 +49,14 @@ impl OpenDevice {
     /// How a model is held here.
     #[must_use]
     pub fn storage(&self, quantize: Quantize, offload: Offload) -> Storage {
-        // Where the two memories are one, nothing waits elsewhere.
-        Storage { dtype: self.dtype, quantize, offload: if self.on_host { Offload::None } else { offload } }
+        let gives_back = self.on_host && offload >= Offload::Weights;
+        Storage { dtype: self.dtype, quantize, offload: self.moved(offload), gives_back }
+    }
+
+    /// What of an offload moves to another memory: nothing where there is one only, in which files take what waits.
+    #[must_use]
+    pub fn moved(&self, offload: Offload) -> Offload {
+        if self.on_host { Offload::None } else { offload }
     }
 
     /// How many there are.

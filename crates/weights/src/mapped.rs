@@ -24,6 +24,12 @@ impl MappedBytes {
         assert!(range.start <= range.end && range.end <= map.len(), "invariant: a tensor lies within its file");
         Self { map: map.clone(), range }
     }
+
+    /// Gives the memory behind them back to the system; whoever reads them later has them from the file again. Bytes beside
+    /// them go with them where they share a page.
+    pub fn give_back(&self) {
+        give_back(&self.map, &self.range);
+    }
 }
 
 impl AsRef<[u8]> for MappedBytes {

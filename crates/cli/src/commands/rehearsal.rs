@@ -75,7 +75,7 @@ fn tried(plan: &Plan, decoder: &Decoder, parameters: &Parameters) -> Option<u64>
     let staging = Staging {
         ffn_chunk: plan.ffn_chunk,
         dropout: plan.trained.dropout.then_some(0),
-        inputs_on_host: plan.offload >= Offload::Inputs,
+        inputs_on_host: plan.device.moved(plan.offload) >= Offload::Inputs,
         ..Staging::plain(plan.recompute)
     };
     let held = process::peak_of(|| rehearse(decoder, parameters, objective.as_ref(), staging, &plan.largest()));

@@ -165,7 +165,7 @@ fn ready<'a>(
             dataset: plan.data.clone(),
         },
         recompute: plan.recompute,
-        offload: plan.offload,
+        offload: plan.device.moved(plan.offload),
         dropout: plan.trained.dropout,
         state,
         stop,

@@ -247,20 +247,23 @@ impl Plan {
         if purpose != Purpose::Check {
             faults.extend(room.verdict);
         }
-        if device.on_host && recipe.run.offload.value().is_some_and(|offload| offload != Offload::None) {
+        if recipe.run.offload.value().is_some_and(|offload| offload > room.offload) {
             faults.push(
                 Diagnostic::warning("offload-on-host", format!("`{}` computes in host memory itself", device.name))
                     .at(doc.span_of("run.offload"))
-                    .label("is left out: there is no other memory to move things to")
+                    .label("is left out: there is no other memory to move things to, and no mapped file holds these weights")
                     .hint("`recompute = \"all\"` and a smaller `micro_batch` need less"),
             );
         }
         if recipe.run.ffn_chunk.tokens().flatten().is_some() && !load.splits_ffn() {
             faults.push(
-                Diagnostic::warning("chunks-of-dropped-experts", "masks of experts' inputs go by the rows of all tokens")
-                    .at(doc.span_of("run.ffn_chunk"))
-                    .label("is left out: other rows would be dropped in chunks")
-                    .hint("`lora.dropout = 0` allows chunks"),
+                Diagnostic::warning(
+                    "chunks-of-dropped-experts",
+                    "masks of experts' inputs go by the rows of all tokens",
+                )
+                .at(doc.span_of("run.ffn_chunk"))
+                .label("is left out: other rows would be dropped in chunks")
+                .hint("`lora.dropout = 0` allows chunks"),
             );
         }
         let faults = faults.stop_on_errors()?;

@@ -60,7 +60,7 @@ impl Plan {
             batch,
             dropout: self.trained.dropout,
             ffn_chunk: self.ffn_chunk,
-            inputs_on_host: self.offload >= Offload::Inputs,
+            inputs_on_host: self.device.moved(self.offload) >= Offload::Inputs,
             optimizer: &self.recipe.optimizer,
         };
         let pace = probe.run().map_err(|e| Diagnostics::from(Diagnostic::failure_from("load", &e)))?;

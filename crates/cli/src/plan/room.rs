@@ -2,10 +2,10 @@
 
 use qwen_tune_data::{Dataset, StepSize};
 use qwen_tune_model::{Master, Storage, Training};
-use qwen_tune_qwen::ModelDir;
 use qwen_tune_qwen::memory::{
     self, Extent, FlopInput, Flops, Formats, Kept, Learned, MemoryInput, MemoryPlan, Offload, WeightBytes,
 };
+use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_train::device::OpenDevice;
 use qwen_tune_train::{OptimizerKind, head_rows, process};
 
@@ -112,7 +112,7 @@ impl Load<'_> {
             inventory: &self.model.inventory,
             learned: &self.learned(),
             formats: self.formats(),
-            weights: &self.frozen_bytes(),
+            weights: &self.frozen_bytes(way.offload),
             activation_bytes: size,
             batch,
             accumulates: largest.accumulates,
@@ -123,12 +123,23 @@ impl Load<'_> {
             forms: self.device.forms(),
             eval: Extent::of(largest.eval),
             update_in_place: self.device.updates_in_place(),
-            offload: way.offload,
+            offload: self.device.moved(way.offload),
         })
     }
 
-    fn frozen_bytes(&self) -> WeightBytes {
-        self.bytes_in(self.device.storage(self.recipe.model.quantize, Offload::None))
+    fn frozen_bytes(&self, offload: Offload) -> WeightBytes {
+        let held = self.bytes_in(self.device.storage(self.recipe.model.quantize, Offload::None));
+        if self.device.on_host && offload >= Offload::Weights { held.given_back(&self.in_files()) } else { held }
+    }
+
+    /// Bytes of each layer's frozen weights that lie in mapped files.
+    pub(super) fn in_files(&self) -> Vec<u64> {
+        let storage = self.device.storage(self.recipe.model.quantize, Offload::None);
+        let bytes = |tensor: &TensorSpec| -> u64 {
+            let pages = storage.pages_of(self.model, tensor, &self.device.device);
+            pages.iter().map(|page| page.as_ref().len() as u64).sum()
+        };
+        WeightBytes::of(&self.model.inventory, &self.learned(), bytes).layers
     }
 
     /// Bytes of the frozen weights, held in some way.
@@ -140,7 +151,7 @@ impl Load<'_> {
 
     /// What holding the weights in blocks saves, where they are.
     pub(super) fn quantize_reason(&self) -> Option<String> {
-        let held = self.frozen_bytes().total();
+        let held = self.frozen_bytes(Offload::None).total();
         let mut types: Vec<String> = Vec::new();
         for blocks in self.model.inventory.iter().filter_map(|tensor| self.model.blocks(tensor)) {
             let name = blocks.ty().name().to_lowercase();
@@ -233,7 +244,7 @@ impl Load<'_> {
                 format!("all tokens at a time take {}{of}", bytes(whole))
             }
         });
-        let offload_open = self.recipe.run.offload.is_auto() && !self.device.on_host;
+        let offload_open = self.recipe.run.offload.is_auto() && (!self.device.on_host || way.offload != Offload::None);
         let offload_reason = offload_open.then(|| match (budget, way.offload) {
             (None, _) => "the device's memory is not known here".to_owned(),
             (Some(_), Offload::None) => format!("everything fits: {}{of}", bytes(total)),

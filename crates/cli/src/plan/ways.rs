@@ -63,7 +63,7 @@ impl Load<'_> {
     }
 
     /// Ways from the fastest to the smallest: less at a time first, then more that is run again, then that in smaller chunks,
-    /// then more that waits in host memory.
+    /// then more that waits elsewhere.
     pub(super) fn ways(&self) -> Vec<Way> {
         let layers = self.model.spec.layers.len();
         // Of each step something for every device.
@@ -80,10 +80,8 @@ impl Load<'_> {
             None => (0..=layers).collect(),
         };
         let places = match self.recipe.run.offload.value() {
-            // Host memory is the device's own: nothing is gained by moving things about in it.
-            _ if self.device.on_host => vec![Offload::None],
-            Some(offload) => vec![offload],
-            None => Offload::ALL.to_vec(),
+            Some(offload) => vec![self.places(offload)],
+            None => Offload::ALL.into_iter().filter(|&offload| self.places(offload) == offload).collect(),
         };
         let chunks = self.chunks(batches[batches.len() - 1], self.worst.layout.max_length);
         let mut ways =
@@ -93,11 +91,28 @@ impl Load<'_> {
             let last = ways[ways.len() - 1];
             ways.extend(smaller(last).into_iter().skip(1));
         };
+        let away = |last: Way| -> Vec<Way> { places.iter().map(|&offload| Way { offload, ..last }).collect() };
         narrow(&|last| batches.iter().map(|&micro_batch| Way { micro_batch, ..last }).collect());
+        // To read pages of a file once more takes far less time than to run a block once more.
+        if self.device.on_host {
+            narrow(&away);
+        }
         narrow(&|last| blocks.iter().map(|&recompute| Way { recompute, ..last }).collect());
         narrow(&|last| chunks.iter().map(|&ffn_chunk| Way { ffn_chunk, ..last }).collect());
-        narrow(&|last| places.iter().map(|&offload| Way { offload, ..last }).collect());
+        if !self.device.on_host {
+            narrow(&away);
+        }
         ways
+    }
+
+    /// What of an offload there is here: within one memory, weights in mapped files, if any are.
+    fn places(&self, offload: Offload) -> Offload {
+        let in_files = || self.in_files().iter().any(|&bytes| bytes > 0);
+        match offload {
+            _ if !self.device.on_host => offload,
+            Offload::Weights if in_files() => Offload::Weights,
+            _ => Offload::None,
+        }
     }
 
     /// Which key to change, to what. Memory that the recipe names is a limit; what is free now may be another amount
@@ -114,7 +129,7 @@ impl Load<'_> {
         let mut told = make("too-little-memory", message).at(doc.span_of(at));
         let width = self.worst.layout.max_length;
         let layers = self.model.spec.layers.len();
-        let most_away = if self.device.on_host { way.offload } else { Offload::Weights };
+        let most_away = self.places(Offload::Weights);
         let chunk = |length| chunk_sizes(length).last().filter(|_| self.splits_ffn()).map(|size| size as usize);
         let ffn_chunk = way.ffn_chunk.into_iter().chain(chunk(width as u64)).min();
         let smallest = Way { micro_batch: 1, recompute: layers, ffn_chunk, offload: most_away };
@@ -160,4 +175,3 @@ impl Load<'_> {
         told.into()
     }
 }
-

@@ -22,9 +22,7 @@ pub use kept::{Numbers, kept_by_layer};
 pub use offload::Offload;
 pub use plan::{Forms, MemoryInput, MemoryPlan, plan};
 
-use crate::{
-    DecoderSpec, FfnSpec, HeadSpec, LayerFilter, LayerSpec, LoraTargets, Role, Switches, TensorSpec,
-};
+use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerFilter, LayerSpec, LoraTargets, Role, Switches, TensorSpec};
 
 /// Numbers of the model's own weights.
 pub fn parameters(inventory: &[TensorSpec]) -> u64 {
@@ -214,6 +212,16 @@ impl WeightBytes {
             *place += bytes(tensor);
         }
         sum
+    }
+
+    /// These bytes of each layer are there for one layer at a time.
+    #[must_use]
+    pub fn given_back(mut self, by_layer: &[u64]) -> Self {
+        for (held, given_back) in self.layers.iter_mut().zip(by_layer) {
+            *held -= given_back;
+        }
+        self.rest += by_layer.iter().max().unwrap_or(&0);
+        self
     }
 
     /// All of them.

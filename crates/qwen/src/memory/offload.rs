@@ -14,7 +14,8 @@ pub enum Offload {
     Embedding,
     /// Inputs of blocks that run again in the backward, too: two of them are on the device at a time.
     Inputs,
-    /// Frozen weights of the blocks, too, which are brought for each use: slow where a batch is small.
+    /// Frozen weights of the blocks, too, which are brought for each use: slow where a batch is small. On a CPU those of
+    /// them that lie in mapped files, which leave memory when a block has run.
     Weights,
 }
 

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use qwen_tune_weights::WeightError;
 use qwen_tune_weights::gguf::blocks::{Decode, decoder, encode_into};
 use qwen_tune_weights::gguf::{GgufFile, TensorType};
+use qwen_tune_weights::{MappedBytes, WeightError};
 
 use super::places::Place;
 
@@ -27,6 +27,8 @@ pub struct GgufBlocks {
     runs: Vec<RowRun>,
     /// The same of columns; the same for every row.
     columns: Vec<ColumnRun>,
+    /// What of mapped files they lie in.
+    pages: Vec<MappedBytes>,
 }
 
 #[derive(Clone)]
@@ -65,7 +67,7 @@ impl GgufBlocks {
     /// `None` unless all parts are of types that are read, not all of them f32, and their numbers are the model's own.
     pub(super) fn of(file: &GgufFile, places: &[Place], width: usize) -> Option<Self> {
         let columns = columns(places.first()?.columns(), width);
-        let (mut runs, mut rows) = (Vec::new(), 0);
+        let (mut runs, mut pages, mut rows) = (Vec::new(), Vec::new(), 0);
         for place in places {
             let tensor = file.tensor(&place.tensor)?;
             let kind = Kind::of(tensor.ty, width)?;
@@ -73,7 +75,9 @@ impl GgufBlocks {
             if !same || !place.is_matrix_as_it_is() {
                 return None;
             }
-            let bytes: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(file.mapped(&place.tensor)?);
+            let mapped = file.mapped(&place.tensor)?;
+            pages.push(mapped.clone());
+            let bytes: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(mapped);
             for (from, model) in place.rows() {
                 rows += model.len();
                 runs.push(RowRun { at: model.start, rows: model.len(), kind, bytes: bytes.clone(), from });
@@ -81,7 +85,7 @@ impl GgufBlocks {
         }
         runs.sort_by_key(|run: &RowRun| run.at);
         let is_packed = runs.iter().any(|run| run.kind.ty != TensorType::F32);
-        is_packed.then_some(Self { width, rows, runs, columns })
+        is_packed.then_some(Self { width, rows, runs, columns, pages })
     }
 
     /// Makes blocks of rows of `width` that `read(first, values)` gives some at a time.
@@ -105,7 +109,7 @@ impl GgufBlocks {
             encode_into(ty, values, width, bytes)?;
         }
         let runs = vec![RowRun { at: 0, rows, kind, bytes: Arc::new(bytes), from: 0 }];
-        Ok(Self { width, rows, runs, columns: columns(None, width) })
+        Ok(Self { width, rows, runs, columns: columns(None, width), pages: Vec::new() })
     }
 
     /// Numbers of all rows.
@@ -116,6 +120,11 @@ impl GgufBlocks {
     /// Bytes that hold them.
     pub fn bytes(&self) -> usize {
         self.runs.iter().map(|run| run.rows * run.kind.row_bytes).sum()
+    }
+
+    /// What of mapped files they lie in; nothing where they were made here.
+    pub fn pages(&self) -> &[MappedBytes] {
+        &self.pages
     }
 
     /// The blocks' type, of several the one with the longest blocks.
