@@ -15,6 +15,7 @@ use crate::golden::{Golden, batch, host, max_abs, names, relative, spans};
 mod bf16;
 mod blocks;
 mod compact;
+mod queue;
 mod replicas;
 
 fn cpu() -> Device {
@@ -38,7 +39,9 @@ fn staged(
     let mut gradients = Gradients::default();
     let loss: f64 = batches
         .iter()
-        .map(|b| accumulate(decoder, parameters, objective, b, 1.0 / trained as f32, staging, &mut gradients).nats)
+        .map(|b| {
+            accumulate(decoder, parameters, objective, b, 1.0 / trained as f32, staging, &mut gradients).loss.nats()
+        })
         .sum();
     (loss / trained as f64, gradients)
 }

@@ -7,7 +7,7 @@ use qwen_tune_qwen::memory::{
     self, Extent, FlopInput, Flops, Formats, Kept, Learned, MemoryInput, MemoryPlan, Offload, WeightBytes,
 };
 use qwen_tune_train::device::OpenDevice;
-use qwen_tune_train::{OptimizerKind, head_rows, process};
+use qwen_tune_train::{OptimizerKind, head_rows, own_memory, process};
 
 use super::Trained;
 use super::worst::Worst;
@@ -126,7 +126,7 @@ impl Load<'_> {
             batch,
             kept: Kept { layers: spec.layers.len() - way.recompute },
             head_tokens: with_target,
-            head_rows: head_rows(spec.vocab_size) as u64,
+            head_rows: head_rows(spec.vocab_size, own_memory(&self.device.device)) as u64,
             eval_tokens: largest.eval.iter().sum::<usize>() as u64,
             update_in_place: self.device.updates_in_place(),
             offload: way.offload,
