@@ -45,7 +45,7 @@ fn recipes_fit_the_cards_they_are_named_for() {
             quantised_bytes(tensor, recipe.model.quantize).unwrap_or(2 * tensor.elements())
         });
         let offload = recipe.run.offload.unwrap_or_else(|| Offload::Inputs);
-        let head_rows = head_rows(spec.vocab_size) as u64;
+        let head_rows = head_rows(spec.vocab_size, Some(card)) as u64;
         let row = OneRow {
             spec: &spec,
             inventory: &inventory,

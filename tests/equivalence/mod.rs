@@ -16,6 +16,7 @@ mod bf16;
 mod blocks;
 mod chunks;
 mod compact;
+mod queue;
 mod replicas;
 
 fn cpu() -> Device {
@@ -39,7 +40,9 @@ fn staged(
     let mut gradients = Gradients::default();
     let loss: f64 = batches
         .iter()
-        .map(|b| accumulate(decoder, parameters, objective, b, 1.0 / trained as f32, staging, &mut gradients).nats)
+        .map(|b| {
+            accumulate(decoder, parameters, objective, b, 1.0 / trained as f32, staging, &mut gradients).loss.nats()
+        })
         .sum();
     (loss / trained as f64, gradients)
 }

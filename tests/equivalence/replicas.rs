@@ -15,7 +15,7 @@ use qwen_tune_model::{LoraModule, LoraPlan, Parameters, Training};
 use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{ModelDir, inventory};
 use qwen_tune_train::{
-    AdamW, Artefact, BadSteps, Checkpoints, Event, Exchange, Likelihood, Objective, OnBadStep, OptimizerConfig,
+    AdamW, Ahead, Artefact, BadSteps, Checkpoints, Event, Exchange, Likelihood, Objective, OnBadStep, OptimizerConfig,
     Provenance, Replica, Run, ScheduleConfig, Sink, Step, StopFlag, TrainError, TrainState,
 };
 use qwen_tune_weights::lock::{Cache, Lock};
@@ -26,19 +26,23 @@ use crate::golden::{host, relative};
 const STEPS: u64 = 6;
 
 /// What is held against another number of devices.
-struct Outcome {
-    steps: Vec<Step>,
+pub(super) struct Outcome {
+    pub(super) steps: Vec<Step>,
+    /// Steps that were passed over, or ended the run.
+    pub(super) bad: Vec<u64>,
+    pub(super) end: Result<(), TrainError>,
     /// Step, micro-batch and recomputed blocks after each time that memory ran out.
     retreats: Vec<(u64, usize, usize)>,
     /// At the end.
     micro_batch: usize,
     /// Values and both moments, of every device.
-    devices: Vec<Vec<Vec<f32>>>,
+    pub(super) devices: Vec<Vec<Vec<f32>>>,
 }
 
 #[derive(Default)]
 struct Steps {
     made: Vec<Step>,
+    bad: Vec<u64>,
     retreats: Vec<(u64, usize, usize)>,
 }
 
@@ -49,6 +53,7 @@ impl Sink for Steps {
             Event::OutOfMemory { step, micro_batch, recompute, .. } => {
                 self.retreats.push((*step, *micro_batch, *recompute));
             }
+            Event::BadStep(bad) => self.bad.push(bad.step),
             Event::Warned { message } => panic!("{message}"),
             _ => {}
         }
@@ -56,7 +61,7 @@ impl Sink for Steps {
     }
 }
 
-fn lora(model: &ModelDir) -> Training {
+pub(super) fn lora(model: &ModelDir) -> Training {
     let adapted = model.inventory.iter().filter(|tensor| tensor.layer.is_some() && tensor.matrices().is_some());
     let module = |tensor: &qwen_tune_qwen::TensorSpec| tensor.module.clone();
     let lora = LoraModule { rank: 4, scale: 2.0, values: None };
@@ -82,6 +87,20 @@ fn train_for(
     micro_batch: usize,
     aux: f64,
 ) -> Result<Outcome, TrainError> {
+    let kind = (OnBadStep::Stop, Ahead::OfDevice);
+    let mut outcome = run_for(objective, directory, devices, make, micro_batch, aux, kind);
+    std::mem::replace(&mut outcome.end, Ok(())).map(|()| outcome)
+}
+
+pub(super) fn run_for(
+    objective: Box<dyn Objective>,
+    directory: &Path,
+    devices: usize,
+    make: fn(&ModelDir) -> Training,
+    micro_batch: usize,
+    aux: f64,
+    (policy, ahead): (OnBadStep, Ahead),
+) -> Outcome {
     let model = ModelDir::open(directory).unwrap();
     let training = make(&model);
     let config = TokensConfig { max_length: 64, ..TokensConfig::default() };
@@ -121,12 +140,8 @@ fn train_for(
         early_stop: None,
         checkpoints: Checkpoints::new(home.path(), None, 1, Artefact::Full),
         saved: None,
-        bad_steps: BadSteps {
-            policy: OnBadStep::Stop,
-            spike: None,
-            directory: home.path().join("bad-batches"),
-            dataset,
-        },
+        bad_steps: BadSteps { policy, spike: None, directory: home.path().join("bad-batches"), dataset },
+        ahead,
         recompute: 1,
         offload: Offload::None,
         dropout: matches!(training, Training::Lora(_)),
@@ -134,7 +149,7 @@ fn train_for(
         stop: StopFlag::default(),
     };
     let mut steps = Steps::default();
-    run.execute(&mut steps).map_err(|failed| *failed.cause)?;
+    let end = run.execute(&mut steps).map(|_| ()).map_err(|failed| *failed.cause);
     let held = |parameters: &Parameters, optimizer: &AdamW| -> Vec<Vec<f32>> {
         let values = parameters.iter().map(|parameter| host(parameter.value.clone()));
         let moments = optimizer.moments().iter().flatten().map(|moment| match moment {
@@ -146,10 +161,11 @@ fn train_for(
     let first = held(&run.parameters, &run.optimizer);
     let others = run.others.iter().map(|other| held(&other.parameters, &other.optimizer));
     let devices = std::iter::once(first).chain(others).collect();
-    Ok(Outcome { steps: steps.made, retreats: steps.retreats, micro_batch: run.state.micro_batch, devices })
+    let Steps { made, bad, retreats } = steps;
+    Outcome { steps: made, bad, end, retreats, micro_batch: run.state.micro_batch, devices }
 }
 
-fn bits(held: &[Vec<f32>]) -> Vec<Vec<u32>> {
+pub(super) fn bits(held: &[Vec<f32>]) -> Vec<Vec<u32>> {
     held.iter().map(|tensor| tensor.iter().map(|value| value.to_bits()).collect()).collect()
 }
 

@@ -118,7 +118,7 @@ fn gradients_of(decoder: &Decoder, parameters: &Parameters, batch: &Batch, recom
     let mut gradients = Gradients::default();
     let staging = Staging::plain(recompute);
     let passed = accumulate(decoder, parameters, &Likelihood, batch, share, staging, &mut gradients);
-    (passed.nats / batch.trained as f64, gradients)
+    (passed.loss.nats() / batch.trained as f64, gradients)
 }
 
 fn check_gradients(golden: &Golden, device: &Device, training: &Training, kind: &str) {

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, TensorData};
 /// A copy of a tensor in host memory, or on its way there.
 ///
 /// On CubeCL's devices the copy is queued behind the work that makes the tensor, and nothing waits for it before
-/// [`HostCopy::bring`]: Burn's own `into_data` would keep the tensor on the device until somebody reads its bytes.
+/// it is asked for: Burn's own `into_data` would keep the tensor on the device until somebody reads its bytes.
 pub struct HostCopy<const D: usize> {
     device: Device,
     dtype: DType,
@@ -46,13 +46,21 @@ impl<const D: usize> HostCopy<D> {
     /// If the device failed before the copy was made.
     #[must_use]
     pub fn bring(self) -> Tensor<D> {
-        #[cfg_attr(not(feature = "gpu"), expect(clippy::infallible_destructuring_match, reason = "another build"))]
-        let data = match self.data {
+        let (device, dtype) = (self.device.clone(), self.dtype);
+        Tensor::from_data(self.into_data(), (&device, dtype))
+    }
+
+    /// Its numbers on the host.
+    ///
+    /// # Panics
+    /// If the device failed before the copy was made.
+    #[must_use]
+    pub fn into_data(self) -> TensorData {
+        match self.data {
             Data::Here(data) => data,
             #[cfg(feature = "gpu")]
             Data::Coming(copying) => cube::wait(copying),
-        };
-        Tensor::from_data(data, (&self.device, self.dtype))
+        }
     }
 }
 

@@ -22,6 +22,7 @@
 //! The CPU forms give the same bits for the same inputs, whatever the number of threads.
 #![allow(non_snake_case, reason = "shape suffixes: `scores_NLL` is [heads, length, length]")]
 
+mod accumulate;
 mod adamw;
 mod adamw_compact;
 mod add;
@@ -38,6 +39,8 @@ mod gpu;
 mod grouped_linear;
 mod host_copy;
 mod input;
+#[cfg(any(feature = "cpu", feature = "gpu"))]
+mod kept;
 mod linear;
 mod norm_rope;
 mod rms_norm;
@@ -57,6 +60,7 @@ mod oracle;
 
 /// Every operation in plain tensor operations, for whoever compares: tests, benches, a new device.
 pub mod reference {
+    pub use crate::accumulate::reference::accumulate;
     pub use crate::adamw::reference::{adamw, global_norm};
     pub use crate::adamw_compact::reference::adamw_compact;
     pub use crate::add::reference::add;
@@ -77,11 +81,12 @@ pub mod reference {
     pub use crate::token_logp::reference::{head_loss, token_logp};
 }
 
-pub use adamw::{AdamW, Trained, adamw, global_norm};
+pub use accumulate::accumulate;
+pub use adamw::{AdamW, Norm, NormCopy, Trained, adamw, adamw_clipped, clip, global_norm};
 pub use adamw_compact::{BLOCK as CODE_BLOCK, Codes, CompactTrained, DynamicMap, Moment, adamw_compact};
 pub use add::add;
 pub use attention::attention;
-pub use blocks::{Blocks, HostNumbers, Int8, Nf4, Packed, Weight};
+pub use blocks::{Blocks, Ggml, HostNumbers, Int8, Nf4, Packed, Weight, decodes_ggml};
 pub use causal_conv::{causal_conv, causal_conv_step};
 #[cfg(feature = "cpu")]
 pub use cpu::product::{Instructions, instructions};
@@ -101,7 +106,7 @@ pub use segments::Segments;
 pub use sigmoid_gate::sigmoid_gate;
 pub use softmax::softmax;
 pub use swiglu::{swiglu, swiglu_joined};
-pub use token_logp::{HeadLoss, chunk_tokens, head_loss, most_chunk_tokens, token_logp};
+pub use token_logp::{HeadLoss, chunk_tokens, head_loss, most_chunk_tokens, own_memory, token_logp};
 
 /// Whether the linear maps of this device take a weight in bf16 beside activations in f32 where it lies, widening it on its
 /// way into a product: exactly what they would make of its f32 copy, for half the memory.

@@ -3,12 +3,13 @@
 //!
 //! One line of [`format`] makes a value of `quantize` a format.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::Device;
-use qwen_tune_kernels::{Int8, Nf4, Packed, decodes_blocks};
+use burn::tensor::{DType, Device, Tensor};
+use qwen_tune_kernels::{Ggml, Int8, Nf4, Packed, decodes_blocks, decodes_ggml};
 use qwen_tune_qwen::gguf::GgufBlocks;
-use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
+use qwen_tune_qwen::{HeadSpec, ModelDir, Role, TensorSpec};
 use qwen_tune_weights::gguf::TensorType;
 use qwen_tune_weights::{MappedBytes, WeightError};
 
@@ -86,6 +87,34 @@ impl Packed for InFile {
     fn decode(&self, first: usize, values: &mut [f32]) {
         self.0.decode(first, values);
     }
+
+    /// Blocks that wait in host memory go to a GPU as they are, a quarter of the bytes and fewer.
+    fn numbers_on(&self, first: usize, count: usize, device: &Device, dtype: DType) -> Option<Tensor<1>> {
+        let width = self.0.width().max(1);
+        let rows = first / width..(first + count).div_ceil(width);
+        self.of_rows(rows.clone(), device)?.numbers_on(first - rows.start * width, count, device, dtype)
+    }
+
+    fn on_device(&self, device: &Device) -> Option<Box<dyn Packed>> {
+        self.of_rows(0..self.0.numbers() / self.0.width().max(1), device)
+    }
+}
+
+impl InFile {
+    fn of_rows(&self, rows: Range<usize>, device: &Device) -> Option<Box<dyn Packed>> {
+        let format = on_gpu(&self.0).filter(|_| decodes_ggml(device))?;
+        format.on(&self.0.raw(rows), device)
+    }
+}
+
+/// The head, which a GPU would decode whole for each use: its blocks beside that are more than its numbers alone.
+fn is_head(model: &ModelDir, tensor: &TensorSpec) -> bool {
+    tensor.role == Role::Head || tensor.role == Role::Embedding && model.spec.head == HeadSpec::Tied
+}
+
+/// The format of blocks that a GPU decodes.
+fn on_gpu(blocks: &GgufBlocks) -> Option<Ggml> {
+    Ggml::named(blocks.one_type()?.name())
 }
 
 /// The format that a tensor is quantised to: linear layers and experts are. Embedding and head, whose rows and logits the
@@ -100,7 +129,10 @@ fn quantised(tensor: &TensorSpec, quantize: Quantize) -> Option<Format> {
 fn in_file(model: &ModelDir, tensor: &TensorSpec, quantize: Quantize, device: &Device) -> Option<GgufBlocks> {
     let halves = |blocks: &GgufBlocks| blocks.ty().block() == 1;
     let stays = |blocks: &GgufBlocks| !halves(blocks) || quantised(tensor, quantize).is_none();
-    model.blocks(tensor).filter(|_| decodes_blocks(device)).filter(stays)
+    let decodes = |blocks: &GgufBlocks| {
+        decodes_blocks(device) || decodes_ggml(device) && on_gpu(blocks).is_some() && !is_head(model, tensor)
+    };
+    model.blocks(tensor).filter(decodes).filter(stays)
 }
 
 /// A frozen tensor in blocks, if that is how it is held.

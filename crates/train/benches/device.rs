@@ -78,6 +78,8 @@ impl Bench {
         self.elementwise();
         self.linear_attention();
         self.head();
+        self.blocks();
+        self.routing();
         self.optimizer();
     }
 
@@ -245,6 +247,42 @@ impl Bench {
         });
     }
 
+    /// Blocks as GGUF files hold them, decoded for a product.
+    fn blocks(&self) {
+        for format in kernels::Ggml::ALL {
+            let (length, size) = format.block();
+            // Bytes whose scales are small numbers in every format.
+            let bytes = vec![17; INNER * HIDDEN / length * size];
+            let Some(packed) = format.on(&bytes, &self.device) else { return };
+            let blocks = kernels::Blocks::new(packed.into(), [INNER, HIDDEN]);
+            let moved = bytes.len() as f64 + (INNER * HIDDEN) as f64 * self.element();
+            self.time(&format!("decode {}", format.name()), Work::Bytes(moved), || {
+                drop(blocks.dense(&self.device, self.dtype));
+            });
+        }
+    }
+
+    /// Tokens to experts and back: eight choices each of Qwen3-30B-A3B.
+    fn routing(&self) {
+        const WIDTH: usize = 2048;
+        const ACTIVE: usize = 8;
+        let rows = self.tokens * ACTIVE;
+        // As if each choice were an expert's.
+        let row_of_choice = (0..rows).map(|choice| choice % ACTIVE * self.tokens + choice / ACTIVE).collect();
+        let routes = kernels::Routes::new(row_of_choice, ACTIVE);
+        let x = self.draw([self.tokens, WIDTH], self.dtype);
+        let (spread, weights) = (self.draw([rows, WIDTH], self.dtype), self.draw([self.tokens, ACTIVE], DType::F32));
+        let (small, large) = ((self.tokens * WIDTH) as f64 * self.element(), (rows * WIDTH) as f64 * self.element());
+        self.time("spread forward and backward", Work::Bytes(2.0 * (small + large)), || {
+            let y = kernels::spread(x.clone().autodiff().require_grad(), &routes);
+            drop(kernels::seed(y, spread.clone()).backward());
+        });
+        self.time("combine forward and backward", Work::Bytes(3.0 * (small + large)), || {
+            let [rows, weights] = [&spread, &weights].map(|x| x.clone().autodiff().require_grad());
+            drop(kernels::seed(kernels::combine(rows, weights, &routes), x.clone()).backward());
+        });
+    }
+
     /// All adapters of Qwen3-8B at rank 16: as many tensors as it has.
     fn optimizer(&self) {
         const LAYERS: usize = 36;
@@ -260,7 +298,7 @@ impl Bench {
         let lengths: Vec<usize> =
             (0..LAYERS).flat_map(|_| pairs).flat_map(|(inputs, outputs)| [RANK * inputs, RANK * outputs]).collect();
         let all = || lengths.iter().map(|&length| self.draw([length], DType::F32)).collect::<Vec<Tensor<1>>>();
-        if !"norm of all gradients, adamw of all adapters".contains(&self.filter) {
+        if !"norm of all gradients, norm and clipped adamw of all adapters".contains(&self.filter) {
             return;
         }
         let (mut values, gradients, mut first, mut second) = (all(), all(), all(), all());
@@ -269,7 +307,9 @@ impl Bench {
         self.time("norm of all gradients", Work::Bytes(bytes), || {
             let _ = std::hint::black_box(kernels::global_norm(&gradients.iter().collect::<Vec<_>>()));
         });
-        self.time("adamw of all adapters", Work::Bytes(7.0 * bytes), || {
+        // What a step does: nothing of it waits for the device.
+        self.time("norm and clipped adamw of all adapters", Work::Bytes(8.0 * bytes), || {
+            let norm = kernels::Norm::of(&gradients.iter().collect::<Vec<_>>(), &[]);
             let moments = first.iter_mut().zip(&mut second);
             let mut trained: Vec<kernels::Trained<'_>> = values
                 .iter_mut()
@@ -284,7 +324,7 @@ impl Bench {
                 })
                 .collect();
             let rule = kernels::AdamW { step: 10, learning_rate: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, clip: 1.0 };
-            kernels::adamw(&mut trained, &rule);
+            kernels::adamw_clipped(&mut trained, &mut [], &rule, &norm, 1.0);
         });
     }
 }

@@ -2,6 +2,7 @@
 //! of it is kept until the update, so it can be tried as often as needed.
 
 use qwen_tune_data::{Batch, Step as DataStep};
+use qwen_tune_kernels::Norm;
 use qwen_tune_model::mix;
 use qwen_tune_qwen::memory::{FEWEST_CHUNK_TOKENS, Offload};
 
@@ -18,15 +19,16 @@ pub(crate) struct Tried {
     pub(crate) passed: Passed,
     /// The whole step's, on every device.
     pub(crate) gradients: Vec<Gradients>,
-    pub(crate) grad_norm: f64,
+    /// Of the gradients, perhaps still on its way.
+    pub(crate) norm: Norm,
 }
 
 impl Run<'_> {
-    /// Everything of a step up to its update, with less at a time where a device has no room.
-    pub(crate) fn gradients(&mut self, data: &DataStep, sink: &mut dyn Sink) -> Result<Tried, TrainError> {
+    /// Everything of step `step` up to its update, with less at a time where a device has no room.
+    pub(crate) fn gradients(&mut self, step: u64, data: &DataStep, sink: &mut dyn Sink) -> Result<Tried, TrainError> {
         loop {
             let parts = data.micro_batches.iter().flat_map(|batch| batch.split(self.state.micro_batch)).collect();
-            let fault = match attempt(|| self.attempt(data, parts)) {
+            let fault = match attempt(|| self.attempt(step, data, parts)) {
                 Ok((tried, None)) => return Ok(tried),
                 Ok((tried, Some(message))) => {
                     sink.event(&Event::Warned { message })?;
@@ -35,7 +37,6 @@ impl Run<'_> {
                 Err(fault) => fault,
             };
             self.clear_away();
-            let step = self.state.step + 1;
             let rows = data.micro_batches.iter().map(|batch| batch.rows).max().unwrap_or(1);
             let blocks = self.decoder.blocks().len();
             let tokens = data.micro_batches.iter().map(|batch| batch.ids.len()).max().unwrap_or(0);
@@ -64,8 +65,8 @@ impl Run<'_> {
     }
 
     /// Gradients of all devices, added up; and what there is to warn of.
-    fn attempt(&mut self, data: &DataStep, micro_batches: Vec<Batch>) -> (Tried, Option<String>) {
-        let step_key = mix(mix(self.state.seed) ^ (self.state.step + 1));
+    fn attempt(&mut self, step: u64, data: &DataStep, micro_batches: Vec<Batch>) -> (Tried, Option<String>) {
+        let step_key = mix(mix(self.state.seed) ^ step);
         let work = Work {
             micro_batches,
             tokens: data.tokens,
@@ -83,7 +84,9 @@ impl Run<'_> {
         let devices: Vec<_> = replicas.iter().map(|(decoder, _)| decoder.device()).collect();
         let warning = self.exchange.sum(&mut gradients, &devices);
         // Of the sum, and of one device for all: none of them may clip by another number.
-        let grad_norm = gradients[0].norm();
-        (Tried { passed, gradients, grad_norm }, warning)
+        let norm = gradients[0].norm_beside(&passed.witnesses);
+        // An update must not rest on what was never made.
+        norm.check_queued();
+        (Tried { passed, gradients, norm }, warning)
     }
 }

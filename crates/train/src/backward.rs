@@ -17,6 +17,7 @@ use qwen_tune_model::{Context, Decoder, Parameters, Pass, Routing, Spread};
 
 use self::block::{Sweep, Taped, input_leaf};
 use crate::balance::{Auxiliary, Balance};
+use crate::loss::Loss;
 use crate::objective::Objective;
 
 /// Gradients by slot of [`Parameters`], flat f32; absent where nothing flowed.
@@ -34,12 +35,26 @@ impl Gradients {
 
     /// Adds to a slot, in f32: a tensor held in bf16 has its gradients in bf16, of which a sum would lose the small ones.
     pub fn add(&mut self, slot: usize, gradient: Tensor<1>) {
-        let gradient = if gradient.dtype() == DType::F32 { gradient } else { gradient.cast(DType::F32) };
-        let sum = match self.slots.remove(&slot) {
-            Some(sum) => sum + gradient,
-            None => gradient,
-        };
-        self.slots.insert(slot, sum);
+        self.add_all(vec![(slot, gradient)]);
+    }
+
+    /// Adds to several slots at once.
+    fn add_all(&mut self, gradients: Vec<(usize, Tensor<1>)>) {
+        let (mut slots, mut sums, mut more) = (Vec::new(), Vec::new(), Vec::new());
+        for (slot, gradient) in gradients {
+            let gradient = if gradient.dtype() == DType::F32 { gradient } else { gradient.cast(DType::F32) };
+            match self.slots.remove(&slot) {
+                Some(sum) => {
+                    slots.push(slot);
+                    sums.push(sum);
+                    more.push(gradient);
+                }
+                None => {
+                    self.slots.insert(slot, gradient);
+                }
+            }
+        }
+        self.slots.extend(slots.into_iter().zip(kernels::accumulate(sums, more)));
     }
 
     /// Puts a slot's gradient in the place of what was there.
@@ -53,17 +68,19 @@ impl Gradients {
     }
 
     fn add_leaves(&mut self, leaves: BTreeMap<usize, Tensor<1>>, tape: &mut burn::tensor::Gradients) {
-        for (slot, leaf) in leaves {
-            if let Some(gradient) = leaf.grad_remove(tape) {
-                self.add(slot, gradient);
-            }
-        }
+        let gradient = |(slot, leaf): (usize, Tensor<1>)| leaf.grad_remove(tape).map(|gradient| (slot, gradient));
+        self.add_all(leaves.into_iter().filter_map(gradient).collect());
     }
 
-    /// `√Σ g²` over all slots.
+    /// `√Σ g²` over all slots; waits for it.
     #[must_use]
     pub fn norm(&self) -> f64 {
-        kernels::global_norm(&self.slots.values().collect::<Vec<_>>())
+        self.norm_beside(&[]).value()
+    }
+
+    /// The same where it is computed, beside what else must be finite for an update.
+    pub(crate) fn norm_beside(&self, witnesses: &[Tensor<1>]) -> kernels::Norm {
+        kernels::Norm::of(&self.slots.values().collect::<Vec<_>>(), &witnesses.iter().collect::<Vec<_>>())
     }
 }
 
@@ -93,12 +110,23 @@ impl Staging {
 }
 
 /// What the forward of a micro-batch said.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Passed {
     /// The objective's loss summed over the trained tokens, unscaled and without the load-balancing loss.
-    pub nats: f64,
+    pub loss: Loss,
+    /// Numbers that are finite where the loss is, on the device; nothing where the host knows the loss.
+    pub(crate) witnesses: Vec<Tensor<1>>,
     /// How tokens were spread over experts; nothing where there are none.
     pub balance: Balance,
+}
+
+impl Passed {
+    /// Adds another micro-batch of the same step.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.loss.add(other.loss);
+        self.witnesses.extend(other.witnesses);
+        self.balance.add(&other.balance);
+    }
 }
 
 #[expect(clippy::large_enum_variant, reason = "one a block, for the length of a step")]
@@ -169,7 +197,7 @@ pub fn accumulate(
     let h = decoder.finish(leaf.clone(), &pass);
     let head_pass = Pass::taped(parameters, None);
     let head = head_pass.matrix(decoder.head());
-    let (loss, weights) = match objective.fixed_weights(batch) {
+    let (known, weights) = match objective.fixed_weights(batch) {
         Some(weights) => (None, weights),
         None => {
             let logp = kernels::token_logp(h.clone().inner(), head.clone().inner(), &batch.targets);
@@ -182,10 +210,11 @@ pub fn accumulate(
     };
     let scaled: Vec<f32> = weights.iter().map(|w| w * share).collect();
     let out = kernels::head_loss(h.clone().inner(), head, &batch.targets, &scaled);
-    let loss = loss.unwrap_or_else(|| {
-        let logp = host(out.logp);
-        -logp.iter().zip(&weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>()
-    });
+    let (loss, witnesses) = match known {
+        Some(nats) => (Loss::known(nats), Vec::new()),
+        // Nothing waits for it: the device has the whole backward before it.
+        None => (Loss::weighted(HostCopy::of(out.logp.clone()), weights), vec![out.logp]),
+    };
     if let (Some(dhead), Some(slot)) = (out.dhead, decoder.head().slot()) {
         let elements = dhead.shape().num_elements();
         gradients.add(slot, dhead.reshape([elements]));
@@ -196,7 +225,7 @@ pub fn accumulate(
     drop((leaf, tape));
 
     // Blocks in reverse.
-    let passed = Passed { nats: loss, balance: Balance::of(&spreads, f64::from(staging.share)) };
+    let passed = Passed { loss, witnesses, balance: Balance::of(&spreads, f64::from(staging.share)) };
     let slope = Auxiliary::of(&spreads).filter(|_| staging.balance > 0.0).map(|auxiliary| {
         let slope: Vec<f32> = auxiliary.slope.iter().map(|slope| slope * staging.balance).collect();
         let experts = slope.len();

@@ -43,7 +43,7 @@ impl OpenDevice {
     /// Whether products take weights in blocks, as GGUF files hold them, where they lie.
     #[must_use]
     pub fn decodes_blocks(&self) -> bool {
-        qwen_tune_kernels::decodes_blocks(&self.device)
+        qwen_tune_kernels::decodes_blocks(&self.device) || qwen_tune_kernels::decodes_ggml(&self.device)
     }
 
     /// How a model is held here.

@@ -80,7 +80,7 @@ impl Reference {
             let hidden = at_targets(decoder, pass, batch);
             let targets: Vec<usize> =
                 batch.targets.iter().filter(|&&target| target >= 0).map(|&target| target as usize).collect();
-            let rows = chunk_tokens(targets.len(), vocab);
+            let rows = chunk_tokens(targets.len(), vocab, decoder.device());
             for start in (0..targets.len()).step_by(rows) {
                 let count = rows.min(targets.len() - start);
                 let logits = |hidden: &Tensor<2>, head: &Weight<2>| -> Vec<f32> {

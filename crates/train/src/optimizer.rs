@@ -36,7 +36,7 @@ impl OptimizerConfig {
     /// What gradients of this norm are multiplied by, as torch's `clip_grad_norm_` does.
     #[must_use]
     pub fn clip(&self, norm: f64) -> f64 {
-        if self.max_grad_norm > 0.0 && norm > self.max_grad_norm { self.max_grad_norm / (norm + 1e-6) } else { 1.0 }
+        kernels::clip(norm, self.max_grad_norm)
     }
 }
 
@@ -114,9 +114,43 @@ impl AdamW {
     /// One update of `parameters` with `gradients` times `clip`, all of them at once: [`kernels::adamw`], and
     /// [`kernels::adamw_compact`] where not all is f32. A parameter without gradient is left alone.
     pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients, clip: f64, learning_rate: f64) {
+        self.update(parameters, gradients, learning_rate, |wide, compact, rule| {
+            let rule = kernels::AdamW { clip, ..*rule };
+            kernels::adamw(wide, &rule);
+            kernels::adamw_compact(compact, &rule);
+        });
+    }
+
+    /// The same with gradients clipped to the recipe's norm, by a norm that need not be known yet. Nothing is updated if it
+    /// turns out to be no finite number, or one of its witnesses none: [`AdamW::take_back`] says so here.
+    pub(crate) fn step_clipped(
+        &mut self,
+        parameters: &mut Parameters,
+        gradients: &Gradients,
+        norm: &kernels::Norm,
+        learning_rate: f64,
+    ) {
+        let most = self.config.max_grad_norm;
+        self.update(parameters, gradients, learning_rate, |wide, compact, rule| {
+            kernels::adamw_clipped(wide, compact, rule, norm, most);
+        });
+    }
+
+    /// The last update was not made.
+    pub(crate) fn take_back(&mut self) {
+        self.steps -= 1;
+    }
+
+    fn update(
+        &mut self,
+        parameters: &mut Parameters,
+        gradients: &Gradients,
+        learning_rate: f64,
+        apply: impl FnOnce(&mut [kernels::Trained<'_>], &mut [kernels::CompactTrained<'_>], &kernels::AdamW),
+    ) {
         self.steps += 1;
         let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
-        let rule = kernels::AdamW { step: self.steps, learning_rate, beta1, beta2, eps, clip };
+        let rule = kernels::AdamW { step: self.steps, learning_rate, beta1, beta2, eps, clip: 1.0 };
         let (mut wide, mut compact) = (Vec::new(), Vec::new());
         for (slot, (parameter, [first, second])) in parameters.iter_mut().zip(&mut self.moments).enumerate() {
             let Some(gradient) = gradients.get(slot) else { continue };
@@ -132,8 +166,7 @@ impl AdamW {
                 }
             }
         }
-        kernels::adamw(&mut wide, &rule);
-        kernels::adamw_compact(&mut compact, &rule);
+        apply(&mut wide, &mut compact, &rule);
     }
 
     /// First and second moments, in the order of [`Parameters`].

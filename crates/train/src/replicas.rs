@@ -58,10 +58,7 @@ impl Work<'_> {
         }
         // In the order of the data, whoever ran what: the loss is that of one device to the bit.
         let mut sum = Passed::default();
-        for one in passed.values() {
-            sum.nats += one.nats;
-            sum.balance.add(&one.balance);
-        }
+        passed.into_values().for_each(|one| sum.add(one));
         (sum, gradients)
     }
 

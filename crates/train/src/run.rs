@@ -6,15 +6,14 @@ use qwen_tune_data::{DataError, Step as DataStep};
 use qwen_tune_model::{Decoder, Parameters, Pass};
 use qwen_tune_qwen::memory::Offload;
 
-use crate::attempt::Tried;
-use crate::backward::Passed;
 use crate::bad_step::{BadStep, BadSteps, MOST_SKIPPED_IN_A_ROW, OnBadStep};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::error::{Failed, TrainError};
 use crate::eval::EvalSet;
-use crate::event::{Ending, Event, Outcome, Sink, Step};
+use crate::event::{Ending, Event, Outcome, Sink};
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, OptimizerConfig};
+use crate::queue::{Ahead, Queue};
 use crate::recent::Fault;
 use crate::replicas::{Exchange, Replica};
 use crate::schedule::ScheduleConfig;
@@ -55,6 +54,8 @@ pub struct Run<'a> {
     pub saved: Option<u64>,
     /// What happens when numbers go wrong.
     pub bad_steps: BadSteps,
+    /// Whether the host goes on before it knows them.
+    pub ahead: Ahead,
     /// Lowest blocks that run again in the backward.
     pub recompute: usize,
     /// What waits in host memory.
@@ -105,7 +106,13 @@ impl Run<'_> {
         if self.saved.is_some() {
             self.checkpoints.prune(first)?;
         }
+        let mut queue = Queue::new(first, started);
         loop {
+            if queue.holds_one() && !self.is_due_after(self.state.step + 1) {
+                self.one_step(&mut queue, sink)?;
+                continue;
+            }
+            self.settle(&mut queue, sink)?;
             if self.evaluation_is_due() {
                 self.evaluate(sink)?;
             }
@@ -118,12 +125,14 @@ impl Run<'_> {
             if let Some(ending) = ending {
                 return Ok(ending);
             }
-            if let Some(mut step) = self.one_step(sink)? {
-                let (done, left) = (self.state.step - first, total_steps - self.state.step);
-                step.eta_seconds = Some(started.elapsed().as_secs_f64() / done as f64 * left as f64);
-                sink.event(&Event::Step(step))?;
-            }
+            self.one_step(&mut queue, sink)?;
         }
+    }
+
+    /// Whether something is to be done behind this step, or the user wishes to end: its numbers cannot wait then.
+    fn is_due_after(&self, step: u64) -> bool {
+        let evaluates = self.eval.is_some() && self.eval_every.is_some_and(|n| step.is_multiple_of(n));
+        evaluates || step >= self.state.total_steps || self.checkpoints.due(step) || self.stop.raised()
     }
 
     fn evaluation_is_due(&self) -> bool {
@@ -145,50 +154,8 @@ impl Run<'_> {
         }
     }
 
-    /// One step; nothing if its update was not applied and the run goes on.
-    fn one_step(&mut self, sink: &mut dyn Sink) -> Result<Option<Step>, TrainError> {
-        let started = Instant::now();
-        let number = self.state.step + 1;
-        let data = self.data.next().ok_or(TrainError::NoData { step: number })??;
-        let data_seconds = started.elapsed().as_secs_f64();
-        let Tried { passed: Passed { nats, balance }, gradients, grad_norm } = self.gradients(&data, sink)?;
-        let loss = nats / data.trained.max(1) as f64;
-        if let Some(reason) = self.state.recent.fault(self.bad_steps.spike, loss, grad_norm) {
-            self.refuse(sink, &data, reason, loss, grad_norm)?;
-            return Ok(None);
-        }
-        let clip = self.optimizer_config.clip(grad_norm);
-        let learning_rate = self.optimizer_config.learning_rate * self.schedule.factor(number, self.state.total_steps);
-        self.optimizer.step(&mut self.parameters, &gradients[0], clip, learning_rate);
-        for (other, gradients) in self.others.iter_mut().zip(&gradients[1..]) {
-            other.optimizer.step(&mut other.parameters, gradients, clip, learning_rate);
-        }
-        if self.bad_steps.spike.is_some() {
-            self.state.recent.push(loss, grad_norm);
-        }
-        self.state.last_loss = Some(Exact(loss));
-        self.state.skipped_in_a_row = 0;
-        self.pass(&data);
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(Some(Step {
-            step: number,
-            total_steps: self.state.total_steps,
-            loss,
-            learning_rate,
-            grad_norm,
-            tokens: data.tokens,
-            trained_tokens: data.trained,
-            tokens_per_second: data.tokens as f64 / seconds,
-            seconds,
-            data_seconds,
-            epoch: data.epoch,
-            eta_seconds: None,
-            experts: balance.figures(),
-        }))
-    }
-
     /// Passes over a step without applying it, or ends the run before it.
-    fn refuse(
+    pub(crate) fn refuse(
         &mut self,
         sink: &mut dyn Sink,
         data: &DataStep,
@@ -218,7 +185,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn pass(&mut self, data: &DataStep) {
+    pub(crate) fn pass(&mut self, data: &DataStep) {
         self.state.step += 1;
         self.state.tokens += data.tokens as u64;
         self.state.cursor = data.cursor.clone();

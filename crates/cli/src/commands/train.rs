@@ -7,7 +7,7 @@ use qwen_tune_data::Stream;
 use qwen_tune_model::{Decoder, Device, Parameters};
 use qwen_tune_qwen::export::{ExportConfig, ExportKind};
 use qwen_tune_train::{
-    AdamW, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance,
+    AdamW, Ahead, Artefact, BadSteps, CheckpointConfig, Checkpoints, Ending, Event, Fanout, Jsonl, Loaded, Provenance,
     Replica, Run, Sink, StopFlag, TrainState, objective,
 };
 use qwen_tune_weights::atomic::AtomicDir;
@@ -164,6 +164,7 @@ fn ready<'a>(
             directory: plan.directory.join("bad-batches"),
             dataset: plan.data.clone(),
         },
+        ahead: Ahead::default(),
         recompute: plan.recompute,
         offload: plan.device.moved(plan.offload),
         dropout: plan.trained.dropout,

@@ -7,7 +7,7 @@ use qwen_tune_qwen::memory::{
 };
 use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_train::device::OpenDevice;
-use qwen_tune_train::{OptimizerKind, head_rows, process};
+use qwen_tune_train::{OptimizerKind, head_rows, own_memory, process};
 
 use super::Trained;
 use super::ways::{FORWARD_TOKENS, Way};
@@ -119,7 +119,7 @@ impl Load<'_> {
             kept: Kept { layers: spec.layers.len() - way.recompute },
             ffn_chunk: way.ffn_chunk.map(|chunk| chunk as u64),
             head_tokens: with_target,
-            head_rows: head_rows(spec.vocab_size) as u64,
+            head_rows: head_rows(spec.vocab_size, own_memory(&self.device.device)) as u64,
             forms: self.device.forms(),
             eval: Extent::of(largest.eval),
             update_in_place: self.device.updates_in_place(),

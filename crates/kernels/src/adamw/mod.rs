@@ -5,9 +5,13 @@
 mod cube;
 #[cfg(feature = "cpu")]
 pub(crate) mod flex;
+mod norm;
 pub(crate) mod reference;
 
 use burn::Tensor;
+
+pub use self::norm::{Norm, NormCopy, clip};
+use crate::{CompactTrained, adamw_compact};
 
 /// The numbers of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,24 +76,41 @@ pub fn adamw(trained: &mut [Trained<'_>], rule: &AdamW) {
         return;
     }
     #[cfg(feature = "gpu")]
-    if cube::adamw(trained, rule) {
+    if cube::adamw(trained, rule, cube::Clip::Rule) {
         return;
     }
     reference::adamw(trained, rule);
 }
 
-/// `√Σ g²` over the elements of all tensors, summed in f64 from partial sums in f32. Reads the result back, once.
+/// One update of every tensor with gradients clipped to the global norm `most` (0 never clips), which is `norm`; `compact`
+/// are those of [`adamw_compact`]. Where the norm or one of its witnesses is no finite number, nothing changes.
+///
+/// A norm that is still on its device is looked at there: of f32 tensors the update is queued and nothing waits. Tensors
+/// that need the reference form, as compact ones on a GPU do, wait for it.
+pub fn adamw_clipped(
+    trained: &mut [Trained<'_>],
+    compact: &mut [CompactTrained<'_>],
+    rule: &AdamW,
+    norm: &Norm,
+    most: f64,
+) {
+    #[cfg(feature = "gpu")]
+    if let (Some(total), []) = (norm.there(), &*compact)
+        && cube::adamw(trained, rule, cube::Clip::To(total, most))
+    {
+        return;
+    }
+    if let Some(clip) = norm.clip(most) {
+        let rule = AdamW { clip, ..*rule };
+        adamw(trained, &rule);
+        adamw_compact(compact, &rule);
+    }
+}
+
+/// `√Σ g²` over the elements of all tensors, from partial sums in f32. Waits for it.
 #[must_use]
 pub fn global_norm(gradients: &[&Tensor<1>]) -> f64 {
-    #[cfg(feature = "cpu")]
-    if let Some(norm) = flex::global_norm(gradients) {
-        return norm;
-    }
-    #[cfg(feature = "gpu")]
-    if let Some(norm) = cube::global_norm(gradients) {
-        return norm;
-    }
-    reference::global_norm(gradients)
+    Norm::of(gradients, &[]).value()
 }
 
 #[cfg(all(test, feature = "cpu"))]

@@ -21,7 +21,11 @@ struct State {
 
 impl State {
     fn new(random: &mut Random) -> Self {
-        let values: Vec<Tensor<1>> = SIZES.iter().map(|&size| random.tensor([size])).collect();
+        Self::of(random, &SIZES)
+    }
+
+    fn of(random: &mut Random, sizes: &[usize]) -> Self {
+        let values: Vec<Tensor<1>> = sizes.iter().map(|&size| random.tensor([size])).collect();
         let zeros = || values.iter().map(Tensor::zeros_like).collect::<Vec<_>>();
         Self { first: zeros(), second: zeros(), values }
     }
@@ -79,6 +83,61 @@ fn several_updates_agree_with_the_reference() {
             expected.update(&gradients, |trained| reference::adamw(trained, &rule));
             for (fast, expected) in fast.tensors().zip(expected.tensors()) {
                 assert_close(fast, expected, &format!("{} numbers after {step} updates", expected.dims()[0]));
+            }
+        }
+    }
+}
+
+/// More tensors than a launch takes, of sizes that are read in vectors of every width.
+fn many() -> Vec<usize> {
+    (0..75).map(|index| [64, 1, 0, 130, 257, 4096][index % 6]).collect()
+}
+
+#[test]
+fn a_norm_may_stay_where_it_is_computed() {
+    for mut random in Random::everywhere(6) {
+        let mut fast = State::of(&mut random, &many());
+        let mut expected = fast.clone();
+        let witness = random.tensor([9]);
+        for (step, most) in [(1, 0.0), (2, 0.25), (3, 1e6)] {
+            let gradients: Vec<Tensor<1>> = many().iter().map(|&size| random.tensor([size])).collect();
+            let norm = Norm::of(&gradients.iter().collect::<Vec<_>>(), &[&witness]);
+            norm.check_queued();
+            let copy = norm.copy();
+            let rule = AdamW { step, ..RULE };
+            fast.update(&gradients, |trained| adamw_clipped(trained, &mut [], &rule, &norm, most));
+            let known = copy.value();
+            let exact = gradients.iter().flat_map(crate::oracle::values).map(|g| g * g).sum::<f64>().sqrt();
+            assert!((known / exact - 1.0).abs() < 1e-6, "{known} for {exact}");
+            let rule = AdamW { clip: clip(exact, most), ..rule };
+            expected.update(&gradients, |trained| reference::adamw(trained, &rule));
+            for (fast, expected) in fast.tensors().zip(expected.tensors()) {
+                assert_close(fast, expected, &format!("{} numbers after {step} updates", expected.dims()[0]));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_leaves_everything_as_it_was() {
+    for mut random in Random::everywhere(7) {
+        let state = State::of(&mut random, &many());
+        let gradients: Vec<Tensor<1>> = many().iter().map(|&size| random.tensor([size])).collect();
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for in_witness in [false, true] {
+                let (mut gradients, mut witnesses) = (gradients.clone(), [random.tensor([5]), random.tensor([700])]);
+                let spoiled = if in_witness { &mut witnesses[1] } else { &mut gradients[69] };
+                let [last] = spoiled.dims();
+                *spoiled = spoiled.clone().slice_fill([last - 1..last], wrong);
+                let norm = Norm::of(&gradients.iter().collect::<Vec<_>>(), &witnesses.each_ref());
+                let mut after = state.clone();
+                // As a step has them: nobody else holds its memory.
+                after.values.iter_mut().for_each(|value| *value = value.clone().add_scalar(0.0));
+                after.update(&gradients, |trained| adamw_clipped(trained, &mut [], &RULE, &norm, 1.0));
+                for (after, before) in after.tensors().zip(state.tensors()) {
+                    assert_same_bits(after, before, "a tensor");
+                }
+                assert_eq!((norm.clip(1.0), norm.value().is_finite()), (None, in_witness));
             }
         }
     }

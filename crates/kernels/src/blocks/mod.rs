@@ -7,6 +7,7 @@
 
 #[cfg(feature = "gpu")]
 mod cube;
+mod ggml;
 mod host;
 mod int8;
 mod lookup;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use burn::Tensor;
 use burn::tensor::{DType, Device, TensorData};
 
+pub use ggml::{Ggml, decodes_ggml};
 pub use host::HostNumbers;
 pub use int8::Int8;
 pub use nf4::Nf4;
@@ -38,6 +40,18 @@ pub trait Packed: Debug + Send + Sync {
     /// So many numbers from `first` on as a flat tensor on a device, in this format or their own, where that is less than
     /// moving what `decode` makes of them.
     fn numbers_on(&self, _first: usize, _count: usize, _device: &Device, _dtype: DType) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// Rows of `width` numbers by index, of a matrix whose first number is `first`, where `numbers_on` would have numbers too.
+    fn rows_on(
+        &self,
+        _first: usize,
+        _width: usize,
+        _rows: &[u32],
+        _device: &Device,
+        _dtype: DType,
+    ) -> Option<Tensor<1>> {
         None
     }
 
@@ -125,9 +139,14 @@ impl Blocks<2> {
     #[must_use]
     pub fn rows(&self, rows: &[u32], device: &Device, dtype: DType) -> Tensor<2> {
         let [count, width] = self.shape;
+        if let Some(&row) = rows.iter().find(|&&row| row as usize >= count) {
+            panic!("blocks: row {row} of {count}");
+        }
+        if let Some(numbers) = self.packed.rows_on(self.first, width, rows, device, dtype) {
+            return numbers.cast(dtype).reshape([rows.len(), width]);
+        }
         let mut values = vec![0.0; rows.len() * width];
         for (&row, values) in rows.iter().zip(values.chunks_exact_mut(width.max(1))) {
-            assert!((row as usize) < count, "blocks: row {row} of {count}");
             self.packed.decode(self.first + row as usize * width, values);
         }
         Tensor::from_data(TensorData::new(values, [rows.len(), width]), (device, dtype))

@@ -328,3 +328,81 @@ fn blocks_on_a_gpu_are_those_of_the_host() {
         }
     }
 }
+
+/// ggml's `dequantize_row_*`, number by number, from the definitions of its blocks.
+#[cfg(feature = "gpu")]
+fn number_of(format: Ggml, block: &[u8], i: usize) -> f32 {
+    let half = |at: usize| {
+        let bits = u16::from_le_bytes([block[at], block[at + 1]]);
+        burn::tensor::f16::from_bits(bits).to_f32()
+    };
+    let nibble = |pairs: usize| u32::from(block[pairs + i % 16] >> (i / 16 * 4) & 15);
+    let fifth = |at: usize| u32::from(block[at + i / 8] >> (i % 8) & 1) << 4;
+    match format {
+        Ggml::Q4_0 => (nibble(2) as f32 - 8.0) * half(0),
+        Ggml::Q4_1 => nibble(4) as f32 * half(0) + half(2),
+        Ggml::Q5_0 => ((nibble(6) | fifth(2)) as f32 - 16.0) * half(0),
+        Ggml::Q5_1 => (nibble(8) | fifth(4)) as f32 * half(0) + half(2),
+        Ggml::Q8_0 => f32::from(block[2 + i].cast_signed()) * half(0),
+        Ggml::Q4_K | Ggml::Q5_K => {
+            let (j, q) = (i / 32, &block[4..16]);
+            let (scale, least) = match j {
+                0..4 => (q[j] & 63, q[j + 4] & 63),
+                _ => (q[j + 4] & 15 | q[j - 4] >> 6 << 4, q[j + 4] >> 4 | q[j] >> 6 << 4),
+            };
+            let pairs = if format == Ggml::Q4_K { 16 } else { 48 };
+            let low = block[pairs + i / 64 * 32 + i % 32] >> (j % 2 * 4) & 15;
+            let high = if format == Ggml::Q4_K { 0 } else { block[16 + i % 32] >> j & 1 };
+            half(0) * f32::from(scale) * f32::from(low | high << 4) - half(2) * f32::from(least)
+        }
+        Ggml::Q6_K => {
+            let (side, quarter, column) = (i / 128, i % 128 / 32, i % 32);
+            let low = block[64 * side + 32 * (quarter % 2) + column] >> (quarter / 2 * 4) & 15;
+            let high = block[128 + 32 * side + column] >> (2 * quarter) & 3;
+            let scale = block[192 + i / 16].cast_signed();
+            half(208) * f32::from(scale) * (f32::from(low | high << 4) - 32.0)
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn blocks_of_files_decode_on_a_gpu_to_the_same_bits() {
+    let Some(gpu) = crate::oracle::gpu() else { return };
+    let mut random = Random::new(13);
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    for format in Ggml::ALL {
+        let (length, size) = format.block();
+        let blocks = 512 / length;
+        let mut bytes: Vec<u8> = (0..blocks * size).map(|_| random.below(256) as u8).collect();
+        // Any scale but one that is no number, the smallest among them.
+        let halves: &[usize] = match format {
+            Ggml::Q6_K => &[208],
+            Ggml::Q4_0 | Ggml::Q5_0 | Ggml::Q8_0 => &[0],
+            _ => &[0, 2],
+        };
+        for (index, block) in bytes.chunks_mut(size).enumerate() {
+            for &at in halves {
+                block[at + 1] &= if index == 1 { 0x83 } else { 0xbb };
+            }
+        }
+        let expected: Vec<f32> =
+            (0..blocks * length).map(|n| number_of(format, &bytes[n / length * size..], n % length)).collect();
+        let there = format.on(&bytes, &gpu).unwrap();
+        let name = format.name();
+        assert_eq!((there.numbers(), there.bytes(), there.format()), (512, bytes.len(), name));
+        let matrix = Blocks::new(there.into(), [4, 128]);
+        let whole: Vec<f32> = matrix.dense(&gpu, DType::F32).into_data().try_to_vec().unwrap();
+        assert_eq!(bits(&whole), bits(&expected), "{name}");
+        // From the middle of eight numbers on.
+        let mut part = vec![0.0; 27];
+        matrix.packed().decode(213, &mut part);
+        assert_eq!(bits(&part), bits(&expected[213..240]), "{name}: a part");
+        let rows: Vec<f32> = matrix.rows(&[3, 0, 3], &gpu, DType::F32).into_data().try_to_vec().unwrap();
+        let of_rows = [&expected[384..], &expected[..128], &expected[384..]].concat();
+        assert_eq!(bits(&rows), bits(&of_rows), "{name}: rows");
+        let stack = Blocks::new(matrix.packed().clone(), [2, 2, 128]);
+        let second: Vec<f32> = stack.matrix(1).dense(&gpu, DType::F32).into_data().try_to_vec().unwrap();
+        assert_eq!(bits(&second), bits(&expected[256..]), "{name}: a matrix of several");
+    }
+}

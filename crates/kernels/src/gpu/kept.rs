@@ -1,49 +1,23 @@
 //! What a backward step reads of the forward pass, and weights as it keeps them.
 
-use std::fmt;
-use std::sync::{Arc, OnceLock};
-
 use burn::Tensor;
 
 use super::Operand;
 use super::tensor::float_operand;
 use crate::Input;
 use crate::blocks::{Blocks, Weight};
-use crate::input::Again;
 
-/// A plain tensor that was held since the forward pass, or is formed when the first of its readers asks for it and given
-/// back with the last.
-#[derive(Clone, Debug)]
-pub(crate) enum Kept<const D: usize> {
-    Held(Tensor<D>),
-    Formed(Arc<Formed<D>>),
-}
-
-pub(crate) struct Formed<const D: usize> {
-    again: Again<D>,
-    tensor: OnceLock<Tensor<D>>,
-}
+/// See [`crate::kept::Kept`].
+pub(crate) type Kept<const D: usize> = crate::kept::Kept<Tensor<D>>;
 
 impl<const D: usize> Kept<D> {
-    /// The input, which is `plain` off the tape; clones of one are formed once for all.
+    /// The input, which is `plain` off the tape.
     pub(crate) fn of(input: &Input<D>, plain: Tensor<D>) -> Self {
-        match input.again() {
-            None => Self::Held(plain),
-            Some(again) => Self::Formed(Arc::new(Formed { again: again.clone(), tensor: OnceLock::new() })),
-        }
+        Self::new(input, plain, |tensor| tensor)
     }
 
     pub(crate) fn get(&self) -> Tensor<D> {
-        match self {
-            Self::Held(tensor) => tensor.clone(),
-            Self::Formed(formed) => formed.tensor.get_or_init(|| (formed.again)()).clone(),
-        }
-    }
-}
-
-impl<const D: usize> fmt::Debug for Formed<D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Formed").field("tensor", &self.tensor).finish_non_exhaustive()
+        self.tensor().clone()
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod float;
 pub(crate) mod gather;
 pub(crate) mod group;
 pub(crate) mod kept;
+pub(crate) mod many;
 pub(crate) mod norm;
 pub(crate) mod pack;
 pub(crate) mod places;

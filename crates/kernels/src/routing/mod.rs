@@ -1,5 +1,7 @@
 //! Tokens to the rows of experts and back: what a mixture of experts does around its products.
 
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "cpu")]
 mod flex;
 pub(crate) mod reference;
@@ -61,6 +63,10 @@ pub fn spread(x: Tensor<2>, routes: &Arc<Routes>) -> Tensor<2> {
     if let Some(rows) = flex::spread(&x, routes) {
         return rows;
     }
+    #[cfg(feature = "gpu")]
+    if let Some(rows) = cube::spread(&x, routes) {
+        return rows;
+    }
     reference::spread(x, routes)
 }
 
@@ -76,6 +82,10 @@ pub fn combine(rows: Tensor<2>, weights: Tensor<2>, routes: &Arc<Routes>) -> Ten
     );
     #[cfg(feature = "cpu")]
     if let Some(y) = flex::combine(&rows, &weights, routes) {
+        return y;
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(y) = cube::combine(&rows, &weights, routes) {
         return y;
     }
     reference::combine(rows, weights, routes)

@@ -9,7 +9,7 @@ use burn::Tensor;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
-use burn::tensor::{DType, IndexingUpdateOp, Int, TensorData};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -51,6 +51,15 @@ pub(super) fn head_loss(
     Some(Pass { h, head, head_dtype, targets: targets.to_vec() }.run(Some(weights), wants_head))
 }
 
+/// CUDA gives at most a quarter of its memory at once.
+const AT_ONCE: u64 = 4;
+
+/// As [`super::own_memory`].
+pub(super) fn own_memory(device: &Device) -> Option<u64> {
+    let any = Tensor::<1>::zeros([1], &device.clone().without_autodiff()).try_into_primitive::<Cube>().ok()?;
+    Some(any.client.properties().memory.max_page_size.saturating_mul(AT_ONCE))
+}
+
 /// Plain tensors, both in the type of `h`.
 #[derive(Clone, Debug)]
 struct Pass {
@@ -66,7 +75,7 @@ impl Pass {
     fn run(&self, weights: Option<Tensor<1>>, wants_head: bool) -> HeadLoss {
         let (device, dtype, [tokens, _]) = (self.h.device(), self.h.dtype(), self.h.dims());
         let (rows, targets) = trained_rows(&self.targets);
-        let chunk = chunk_tokens(rows.len(), self.head.dims()[0]);
+        let chunk = chunk_tokens(rows.len(), self.head.dims()[0], &device);
         let logp = primitive(Tensor::<1>::zeros([tokens], (&device, DType::F32)));
         let mut dh = self.h.zeros_like();
         let mut dhead = wants_head.then(|| Tensor::<2>::zeros(self.head.dims(), (&device, DType::F32)));

@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{HeadLoss, chunk_tokens, online, trained_rows};
+use super::{HeadLoss, even_chunk, most_chunk_tokens, online, trained_rows};
 use crate::Weight;
 use crate::cpu::element::{Element, by_element, narrowed};
 use crate::cpu::operand::{Held, Operand, contiguous, from_vec, record, slice};
@@ -128,7 +128,7 @@ impl<E: Element + Number> Pass<E> {
     /// Calls `f` with the logits of one chunk after another.
     fn for_chunks(&self, mut f: impl FnMut(Chunk<'_, E>)) {
         let (size, vocabulary, h) = (self.size(), self.vocabulary(), E::slice(&self.h));
-        let most = chunk_tokens(self.rows.len(), vocabulary);
+        let most = even_chunk(self.rows.len(), most_chunk_tokens(vocabulary, None));
         let mut logits = vec![0.0; self.rows.len().min(most) * vocabulary];
         let mut gathered: Vec<E> = Vec::new();
         for (index, (rows, targets)) in self.rows.chunks(most).zip(self.targets.chunks(most)).enumerate() {

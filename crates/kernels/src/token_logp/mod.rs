@@ -12,7 +12,10 @@ mod lean;
 mod online;
 pub(crate) mod reference;
 
+use std::ops::RangeInclusive;
+
 use burn::Tensor;
+use burn::tensor::Device;
 
 use crate::Weight;
 
@@ -87,21 +90,49 @@ fn check(h: &Tensor<2>, head: &Weight<2>, targets: &[i32]) {
     assert!(largest < 0 || (largest as usize) < vocabulary, "token_logp: target {largest} of {vocabulary} tokens");
 }
 
-/// Bytes of f32 logits held at a time, unless that is too few tokens.
-const CHUNK_BYTES: usize = 64 << 20;
+/// Bytes of f32 logits that a CPU holds at a time, unless that is too few tokens.
+const CHUNK_BYTES: u64 = 64 << 20;
 /// Tokens of a chunk: each chunk reads the whole head, which for fewer tokens costs more than the products.
-const CHUNK_TOKENS: std::ops::RangeInclusive<usize> = 128..=512;
+const CHUNK_TOKENS: RangeInclusive<u64> = 128..=512;
 
-/// Tokens whose logits are held at a time, at most.
+/// Part of a device's own memory that a chunk may take, with f32 logits and their gradients in 16 bits.
+const DEVICE_SHARE: u64 = 64;
+const DEVICE_BYTES: u64 = 6;
+/// Tokens of a chunk there. The head is read twice a chunk: below 512 tokens that takes an H200 longer than a quarter of
+/// the products, of 4·D operations a token and number of the vocabulary against 4 bytes of D numbers a chunk.
+const DEVICE_TOKENS: RangeInclusive<u64> = 128..=1024;
+
+/// Tokens whose logits are held at a time, at most; on a device with so many bytes of its own, or `None` on a CPU.
 #[must_use]
-pub fn most_chunk_tokens(vocabulary: usize) -> usize {
-    (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(*CHUNK_TOKENS.start(), *CHUNK_TOKENS.end())
+pub fn most_chunk_tokens(vocabulary: usize, memory: Option<u64>) -> usize {
+    let (bytes, of_logit, tokens) = match memory {
+        None => (CHUNK_BYTES, 4, CHUNK_TOKENS),
+        Some(memory) => (memory / DEVICE_SHARE, DEVICE_BYTES, DEVICE_TOKENS),
+    };
+    (bytes / (of_logit * vocabulary.max(1) as u64)).clamp(*tokens.start(), *tokens.end()) as usize
 }
 
-/// Of so many tokens with a target, those whose logits are held at a time: equal shares, in as few chunks as there may be.
+/// Of so many tokens with a target, those whose logits are held at a time on a device: equal shares, in as few chunks as
+/// there may be.
 #[must_use]
-pub fn chunk_tokens(tokens: usize, vocabulary: usize) -> usize {
-    tokens.div_ceil(tokens.div_ceil(most_chunk_tokens(vocabulary)).max(1)).max(1)
+pub fn chunk_tokens(tokens: usize, vocabulary: usize, device: &Device) -> usize {
+    even_chunk(tokens, most_chunk_tokens(vocabulary, own_memory(device)))
+}
+
+fn even_chunk(tokens: usize, most: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
+}
+
+/// Bytes of a GPU's own memory, as far as it says: of some, what it gives at once. `None` for a CPU.
+#[must_use]
+pub fn own_memory(device: &Device) -> Option<u64> {
+    #[cfg(feature = "gpu")]
+    return cube::own_memory(device);
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = device;
+        None
+    }
 }
 
 /// Rows that have a target, and their targets.

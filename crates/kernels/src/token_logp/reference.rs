@@ -15,7 +15,7 @@ pub fn token_logp(h: Tensor<2>, head: Tensor<2>, targets: &[i32]) -> Tensor<1> {
         let everywhere = Tensor::<2, Bool>::full([tokens, 1], true, &device);
         return h.narrow(1, 0, 1).mask_fill(everywhere, 0.0).squeeze_dim(1).cast(wide);
     }
-    let chunk = chunk_tokens(rows.len(), head.dims()[0]);
+    let chunk = chunk_tokens(rows.len(), head.dims()[0], &device);
     let mut logp = Tensor::<1>::zeros([tokens], (&device, wide));
     for (rows, targets) in rows.chunks(chunk).zip(targets.chunks(chunk)) {
         let rows = indices(rows, &device);
@@ -45,7 +45,7 @@ pub(super) fn weighted(
     let (dtype, device, wide) = (h.dtype(), h.device(), wide(h.dtype()));
     let [tokens, _] = h.dims();
     let (rows, targets) = trained_rows(targets);
-    let chunk = chunk_tokens(rows.len(), head.dims()[0]);
+    let chunk = chunk_tokens(rows.len(), head.dims()[0], &device);
     let mut logp = Tensor::<1>::zeros([tokens], (&device, wide));
     let mut dh = h.zeros_like();
     let mut dhead = wants_head.then(|| head.zeros_like());

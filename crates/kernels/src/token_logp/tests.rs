@@ -203,3 +203,16 @@ fn the_form_for_other_backends_agrees_too() {
     let head = random.tensor([3, 2]).into();
     assert!(lean::token_logp::<burn::backend::Flex>(&random.tensor([2, 2]), &head, &[0, 1]).is_none());
 }
+
+#[test]
+fn a_chunk_is_bounded_by_what_the_device_has() {
+    // Qwen3's vocabulary; cards of 8, 24 and 141 GiB.
+    let rows = |memory: Option<u64>| most_chunk_tokens(151_936, memory);
+    assert_eq!(rows(None), 128);
+    assert_eq!([8, 24, 141].map(|card: u64| rows(Some(card << 30))), [147, 441, 1024]);
+    assert_eq!(most_chunk_tokens(1000, None), 512);
+    // Equal shares, no more of them than there must be.
+    assert_eq!(even_chunk(1000, 441), 334);
+    assert_eq!(even_chunk(0, 441), 1);
+    assert_eq!(own_memory(&burn::tensor::Device::flex()), None);
+}

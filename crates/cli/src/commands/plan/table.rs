@@ -52,7 +52,7 @@ fn contexts(model: &'static Published, base: Quantize) -> Contexts {
             learned: &learned,
             weights: &weights,
             activation_bytes: 2,
-            head_rows: head_rows(spec.vocab_size) as u64,
+            head_rows: head_rows(spec.vocab_size, Some(card << 30)) as u64,
             offload,
         };
         row.longest(memory::usable(card << 30), MOST_TOKENS)

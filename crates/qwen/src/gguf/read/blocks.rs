@@ -2,6 +2,7 @@
 //! first.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use qwen_tune_weights::gguf::blocks::{Decode, decoder, encode_into};
@@ -131,6 +132,37 @@ impl GgufBlocks {
     pub fn ty(&self) -> TensorType {
         let types = self.runs.iter().map(|run| run.kind.ty);
         types.max_by_key(|ty| ty.block()).unwrap_or(TensorType::F32)
+    }
+
+    /// The type, where all rows are whole blocks of one in the file's own order of columns: what [`GgufBlocks::raw`] gives
+    /// can be decoded without this.
+    pub fn one_type(&self) -> Option<TensorType> {
+        let ty = self.runs.first()?.kind.ty;
+        let in_order = matches!(self.columns[..], [ColumnRun { at: 0, from: 0, .. }]);
+        (in_order && self.runs.iter().all(|run| run.kind.ty == ty)).then_some(ty)
+    }
+
+    /// The bytes of these rows' blocks, one row after another, of blocks of [`GgufBlocks::one_type`].
+    ///
+    /// # Panics
+    /// If there are not so many rows.
+    pub fn raw(&self, rows: Range<usize>) -> Vec<u8> {
+        assert!(rows.end <= self.rows, "invariant: rows of the tensor");
+        let mut bytes = Vec::new();
+        for run in &self.runs {
+            let (start, end) = (rows.start.max(run.at), rows.end.min(run.at + run.rows));
+            if start < end {
+                let size = run.kind.row_bytes;
+                let of_file = (run.from + start - run.at) * size..(run.from + end - run.at) * size;
+                bytes.extend_from_slice(&(*run.bytes).as_ref()[of_file]);
+            }
+        }
+        bytes
+    }
+
+    /// Numbers of a row.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     /// The numbers from `first` on, on the calling thread.

@@ -9,7 +9,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::{Int8, Nf4, Packed, nf4};
+mod ggml;
+
+use super::{Ggml, Int8, Nf4, Packed, nf4};
 use crate::gpu::Cube;
 use crate::gpu::places::words;
 use crate::gpu::tensor::{elem, elementwise, empty, primitive};
@@ -28,6 +30,8 @@ enum Parts {
     },
     /// Words of four codes; of each row of `width` what a step is worth.
     Int8 { codes: CubeTensor, steps: CubeTensor, width: usize },
+    /// Words of four bytes of the file's blocks.
+    Ggml { words: CubeTensor, format: Ggml },
 }
 
 /// Blocks on a GPU.
@@ -63,6 +67,24 @@ pub(super) fn int8_on(blocks: &Int8, device: &Device) -> Option<Box<dyn Packed>>
     Some(Box::new(OnDevice { numbers: blocks.numbers(), bytes: blocks.bytes(), format: "int8", parts }))
 }
 
+/// The same blocks on a device; `None` where that is no GPU.
+pub(super) fn ggml_on(format: Ggml, blocks: &[u8], device: &Device) -> Option<Box<dyn Packed>> {
+    let like = anything(device)?;
+    // In whole words, and one more that reads beside the last may touch.
+    let mut padded = Vec::with_capacity(blocks.len().next_multiple_of(4) + 4);
+    padded.extend_from_slice(blocks);
+    padded.resize(blocks.len().next_multiple_of(4) + 4, 0);
+    let parts = Parts::Ggml { words: bytes(&padded, &like), format };
+    let (numbers, of_block) = format.block();
+    let numbers = blocks.len() / of_block * numbers;
+    Some(Box::new(OnDevice { numbers, bytes: blocks.len(), format: format.name(), parts }))
+}
+
+/// Whether there is a GPU behind a device.
+pub(super) fn is_gpu(device: &Device) -> bool {
+    anything(device).is_some()
+}
+
 /// A tensor of the device, to make others on.
 fn anything(device: &Device) -> Option<CubeTensor> {
     Tensor::<1>::zeros([1], &device.clone().without_autodiff()).try_into_primitive::<Cube>().ok()
@@ -70,9 +92,12 @@ fn anything(device: &Device) -> Option<CubeTensor> {
 
 /// Bytes in words of four, the first in the lowest place.
 fn bytes(bytes: &[u8], like: &CubeTensor) -> CubeTensor {
-    let word = |part: &[u8]| part.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
+    let (whole, rest) = bytes.as_chunks::<4>();
+    let mut all: Vec<u32> = whole.iter().map(|four| u32::from_le_bytes(*four)).collect();
     // A buffer of nothing has no name on some devices.
-    let all: Vec<u32> = if bytes.is_empty() { vec![0] } else { bytes.chunks(4).map(word).collect() };
+    if !rest.is_empty() || all.is_empty() {
+        all.push(rest.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte)));
+    }
     words(&all, like)
 }
 
@@ -84,15 +109,17 @@ fn floats(values: &[f32], device: &Device) -> CubeTensor {
 impl OnDevice {
     fn decoded(&self, first: usize, count: usize, dtype: DType) -> CubeTensor {
         assert!(first + count <= self.numbers, "blocks: numbers behind the last");
-        let (Parts::Nf4 { codes, .. } | Parts::Int8 { codes, .. }) = &self.parts;
+        let codes = match &self.parts {
+            Parts::Nf4 { codes, .. } | Parts::Int8 { codes, .. } => codes,
+            Parts::Ggml { words, format } => {
+                return ggml::decoded(words, *format, &ggml::Part::From(first, count), dtype);
+            }
+        };
         let y = empty(codes, [count], dtype);
         if count == 0 {
             return y;
         }
-        let of_word = match self.parts {
-            Parts::Nf4 { .. } => 8,
-            Parts::Int8 { .. } => 4,
-        };
+        let of_word = if matches!(self.parts, Parts::Nf4 { .. }) { 8 } else { 4 };
         let units = (first + count).div_ceil(of_word) - first / of_word;
         let (cubes, dim) = elementwise(codes, units);
         // SAFETY: units beyond the last word end, and only numbers from `first` to `first + count` are written.
@@ -128,6 +155,7 @@ impl OnDevice {
                     *width,
                     elem(dtype),
                 ),
+                Parts::Ggml { .. } => unreachable!("invariant: decoded above"),
             }
         }
         y
@@ -155,6 +183,16 @@ impl Packed for OnDevice {
 
     fn numbers_on(&self, first: usize, count: usize, _: &Device, dtype: DType) -> Option<Tensor<1>> {
         Some(Tensor::from_primitive::<Cube>(self.decoded(first, count, dtype)))
+    }
+
+    fn rows_on(&self, first: usize, width: usize, rows: &[u32], _: &Device, dtype: DType) -> Option<Tensor<1>> {
+        let Parts::Ggml { words: blocks, format } = &self.parts else { return None };
+        if !ggml::takes_rows(first, width) || rows.is_empty() {
+            return None;
+        }
+        let rows = words(rows, blocks);
+        let part = ggml::Part::Rows { first, width, rows: &rows };
+        Some(Tensor::from_primitive::<Cube>(ggml::decoded(blocks, *format, &part, dtype)))
     }
 }
 
