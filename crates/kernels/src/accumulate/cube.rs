@@ -58,7 +58,8 @@ fn add_pairs<N: Size>(
         let end = ends[index];
         if ABSOLUTE_POS >= start && ABSOLUTE_POS < end {
             let at = ABSOLUTE_POS - start;
-            sums[index][at] = sums[index][at] + more[index][at];
+            let sum = sums.index_mut(index);
+            sum[at] = sum[at] + more[index][at];
         }
         start = end;
     }

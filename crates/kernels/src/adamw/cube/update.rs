@@ -149,13 +149,16 @@ fn adamw_updates<N: Size>(
         let end = ends[index];
         if ABSOLUTE_POS >= start && ABSOLUTE_POS < end {
             let at = ABSOLUTE_POS - start;
+            let value = values.index_mut(index);
+            let first = firsts.index_mut(index);
+            let second = seconds.index_mut(index);
             let g = gradients[index][at] * Vector::new(factor);
-            let m = firsts[index][at] * Vector::new(beta1) + g * Vector::new(rest1);
-            let v = seconds[index][at] * Vector::new(beta2) + g * g * Vector::new(rest2);
+            let m = first[at] * Vector::new(beta1) + g * Vector::new(rest1);
+            let v = second[at] * Vector::new(beta2) + g * g * Vector::new(rest2);
             let denominator = v.sqrt() * Vector::new(correction) + Vector::new(eps);
-            values[index][at] = values[index][at] * Vector::new(kept[index]) - m / denominator * Vector::new(step_size);
-            firsts[index][at] = m;
-            seconds[index][at] = v;
+            value[at] = value[at] * Vector::new(kept[index]) - m / denominator * Vector::new(step_size);
+            first[at] = m;
+            second[at] = v;
         }
         start = end;
     }
