@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_kernels as kernels;
 
+use crate::importance::Importance;
 use crate::sparse::Routing;
 
 /// One trainable tensor.
@@ -146,6 +147,7 @@ pub struct Pass<'a> {
     parameters: &'a Parameters,
     tape: Option<Mutex<BTreeMap<usize, Tensor<1>>>>,
     routing: Option<Mutex<Vec<Routing>>>,
+    importance: Option<Mutex<Importance>>,
     /// Adapters take part; off gives the base model.
     pub adapters: bool,
     /// Key of this step's dropout masks; `None` drops nothing.
@@ -156,7 +158,7 @@ impl<'a> Pass<'a> {
     /// Evaluation and generation: no tape, no dropout.
     #[must_use]
     pub fn plain(parameters: &'a Parameters) -> Self {
-        Self { parameters, tape: None, routing: None, adapters: true, dropout: None }
+        Self { parameters, tape: None, routing: None, importance: None, adapters: true, dropout: None }
     }
 
     /// The forward of training without a tape: same masks as [`Pass::taped`] with the same key.
@@ -196,6 +198,24 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn routing(&self) -> Vec<Routing> {
         self.routing.as_ref().map(|noted| std::mem::take(&mut *locked(noted))).unwrap_or_default()
+    }
+
+    /// Linear layers note how large their inputs are, for [`Pass::importance`].
+    pub(crate) fn weighing(mut self) -> Self {
+        self.importance = Some(Mutex::default());
+        self
+    }
+
+    /// Notes the inputs `[tokens, in]` of these weights, if anyone asked.
+    pub(crate) fn weigh<const N: usize>(&self, weights: [&str; N], x: &Tensor<2>) {
+        if let Some(noted) = &self.importance {
+            locked(noted).note(weights, x);
+        }
+    }
+
+    /// What a weighing pass noted; noted no longer.
+    pub(crate) fn importance(&self) -> Importance {
+        self.importance.as_ref().map(|noted| std::mem::take(&mut *locked(noted))).unwrap_or_default()
     }
 
     /// The weight of products for this pass; blocks stay blocks.
