@@ -146,7 +146,8 @@ fn importance_is_the_mean_square_of_inputs() {
         let (_home, model) = made(family);
         let storage = Storage { quantize: Quantize::Nf4, ..DType::F32.into() };
         let importance = Importance::measure(&model, &cpu(), storage).unwrap();
-        let read = |name: &str| model.read_f32(model.inventory.iter().find(|tensor| tensor.name == name).unwrap()).unwrap();
+        let read =
+            |name: &str| model.read_f32(model.inventory.iter().find(|tensor| tensor.name == name).unwrap()).unwrap();
         let (rows, norm) = (read("embed_tokens.weight"), read("layers.0.input_layernorm.weight"));
         let mut expected = vec![0.0_f64; 256];
         for token in 0..512_u64 {
@@ -157,7 +158,8 @@ fn importance_is_the_mean_square_of_inputs() {
                 *sum += (f64::from(*value) * weight).powi(2) / (square + model.spec.norm.eps) / 512.0;
             }
         }
-        let queries = |t: &&TensorSpec| t.layer == Some(0) && (t.name.contains("q_proj") || t.name.contains("in_proj_qkv"));
+        let queries =
+            |t: &&TensorSpec| t.layer == Some(0) && (t.name.contains("q_proj") || t.name.contains("in_proj_qkv"));
         let first = model.inventory.iter().find(|t| queries(t) && t.shape.len() == 2).unwrap();
         for (channel, (found, expected)) in importance.of(&first.name).unwrap().iter().zip(&expected).enumerate() {
             let close = (f64::from(*found) / expected - 1.0).abs() < 1e-4;

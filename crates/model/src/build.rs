@@ -10,8 +10,8 @@ use qwen_tune_qwen::{ModelDir, TensorSpec};
 use qwen_tune_weights::WeightError;
 
 use crate::config::Master;
-use crate::importance::Importance;
 use crate::frozen::{Storage, frozen, host_numbers, waits, weight_dtype};
+use crate::importance::Importance;
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
 use crate::packed::packed;

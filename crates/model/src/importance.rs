@@ -58,7 +58,11 @@ impl Importance {
             part.blocks = vec![block];
             let (decoder, _) = load(&part)?;
             x = decoder.blocks()[0].forward(x, &context, &pass);
-            model.inventory.iter().filter(|tensor| tensor.layer == Some(block)).for_each(|tensor| model.release(tensor));
+            model
+                .inventory
+                .iter()
+                .filter(|tensor| tensor.layer == Some(block))
+                .for_each(|tensor| model.release(tensor));
         }
         Ok(pass.importance())
     }

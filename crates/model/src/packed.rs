@@ -31,7 +31,9 @@ struct Format {
 fn format(quantize: Quantize) -> Option<Format> {
     Some(match quantize {
         Quantize::None => return None,
-        Quantize::Nf4 => Format { multiple: 1, bytes: |tensor| Nf4::bytes_of(tensor.elements()), weighs: true, quantise: nf4 },
+        Quantize::Nf4 => {
+            Format { multiple: 1, bytes: |tensor| Nf4::bytes_of(tensor.elements()), weighs: true, quantise: nf4 }
+        }
         Quantize::Int8 => Format { multiple: 1, bytes: int8_bytes, weighs: false, quantise: int8 },
         Quantize::Q4_0 => Format { multiple: Q4_0.block(), bytes: q4_0_bytes, weighs: false, quantise: q4_0 },
     })
@@ -45,11 +47,7 @@ fn rows(tensor: &TensorSpec) -> (usize, usize) {
     (outer.iter().product(), width)
 }
 
-fn nf4(
-    model: &ModelDir,
-    tensor: &TensorSpec,
-    importance: Option<&[f32]>,
-) -> Result<Arc<dyn Packed>, WeightError> {
+fn nf4(model: &ModelDir, tensor: &TensorSpec, importance: Option<&[f32]>) -> Result<Arc<dyn Packed>, WeightError> {
     let numbers = tensor.elements() as usize;
     let read = |first: usize, values: &mut [f32]| model.read_elements_f32(tensor, first, values);
     Ok(Arc::new(match importance {

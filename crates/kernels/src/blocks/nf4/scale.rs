@@ -45,8 +45,9 @@ unsafe fn avx2(values: &[f32], weights: &[f32], largest: f32) -> f32 {
     plain(values, weights, largest)
 }
 
+/// The reference, which every form is compiled from.
 #[inline(always)]
-fn plain(values: &[f32], weights: &[f32], largest: f32) -> f32 {
+pub(super) fn plain(values: &[f32], weights: &[f32], largest: f32) -> f32 {
     let mut best = (f32::INFINITY, largest);
     for share in SHARES {
         let scale = share * largest;

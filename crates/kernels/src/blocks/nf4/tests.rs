@@ -114,6 +114,16 @@ fn a_weighted_scale_is_the_one_of_least_loss() {
 }
 
 #[test]
+fn the_scale_does_not_depend_on_the_instructions() {
+    for (block, values) in tensor().chunks(BLOCK).enumerate() {
+        let weights = weights_of(block, values.len());
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let expected = scale::plain(values, &weights, largest);
+        assert_eq!(scale::weighted(values, &weights, largest).to_bits(), expected.to_bits(), "block {block}");
+    }
+}
+
+#[test]
 fn numbers_that_meet_large_inputs_lose_less() {
     let (values, importance) = (tensor(), importance());
     let read = |first: usize, part: &mut [f32]| {
