@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::DType;
 use qwen_tune_data::Batch;
 use qwen_tune_kernels::{Int8, Nf4, Packed};
-use qwen_tune_model::{Decoder, LoraModule, LoraPlan, Quantize, Storage, Training};
+use qwen_tune_model::{Decoder, Importance, LoraModule, LoraPlan, Quantize, Storage, Training};
 use qwen_tune_qwen::gguf::{self, About, GgufBlocks, Quant, WriteOptions};
 use qwen_tune_qwen::memory::Offload;
 use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
@@ -100,7 +100,7 @@ fn assert_same_step(what: &str, blocks: &(f64, Vec<Vec<f32>>), numbers: &(f64, V
 }
 
 /// What a tensor's numbers become, by the formats' own encoders and decoders.
-fn through(quantize: Quantize, tensor: &TensorSpec, values: &[f32]) -> Vec<f32> {
+fn through(quantize: Quantize, importance: &Importance, tensor: &TensorSpec, values: &[f32]) -> Vec<f32> {
     let width = *tensor.shape.last().unwrap();
     let read = |first: usize, part: &mut [f32]| {
         part.copy_from_slice(&values[first..][..part.len()]);
@@ -110,7 +110,11 @@ fn through(quantize: Quantize, tensor: &TensorSpec, values: &[f32]) -> Vec<f32> 
     let mut out = vec![0.0; values.len()];
     match quantize {
         Quantize::None => out.copy_from_slice(values),
-        Quantize::Nf4 => Nf4::quantise(values.len(), read).unwrap().decode(0, &mut out),
+        Quantize::Nf4 => {
+            let importance = importance.of(&tensor.name).expect("a linear layer's channels were weighed");
+            assert_eq!(importance.len(), width, "{}", tensor.name);
+            Nf4::quantise_for(importance, values.len(), read).unwrap().decode(0, &mut out);
+        }
         Quantize::Int8 => Int8::quantise(rows, width, read).unwrap().decode(0, &mut out),
         Quantize::Q4_0 => GgufBlocks::encode(TensorType::Q4_0, rows, width, read).unwrap().decode(0, &mut out),
     }
@@ -123,8 +127,9 @@ fn a_quantised_base_is_the_base_of_its_decoded_numbers() {
         let (home, model) = made(family);
         for quantize in [Quantize::Nf4, Quantize::Int8, Quantize::Q4_0] {
             let directory = home.path().join(quantize.name());
+            let importance = Importance::measure(&model, &cpu(), Storage { quantize, ..DType::F32.into() }).unwrap();
             let numbers = decoded(&model, &directory, |tensor, values| match tensor.role {
-                Role::Linear(_) | Role::Experts => through(quantize, tensor, &values),
+                Role::Linear(_) | Role::Experts => through(quantize, &importance, tensor, &values),
                 _ => values,
             });
             let what = format!("{family} in {}", quantize.name());
@@ -132,6 +137,37 @@ fn a_quantised_base_is_the_base_of_its_decoded_numbers() {
             assert_same_step(&what, &blocks, &step(&numbers, DType::F32.into()));
             assert_ne!(blocks.0, step(&model, DType::F32.into()).0, "{what}: nothing was quantised");
         }
+    }
+}
+
+/// By the formula, of the layers whose inputs no layer has changed yet: the normed rows of the embedding.
+#[test]
+fn importance_is_the_mean_square_of_inputs() {
+    for family in FAMILIES {
+        let (_home, model) = made(family);
+        let storage = Storage { quantize: Quantize::Nf4, ..DType::F32.into() };
+        let importance = Importance::measure(&model, &cpu(), storage).unwrap();
+        let read =
+            |name: &str| model.read_f32(model.inventory.iter().find(|tensor| tensor.name == name).unwrap()).unwrap();
+        let (rows, norm) = (read("embed_tokens.weight"), read("layers.0.input_layernorm.weight"));
+        let mut expected = vec![0.0_f64; 256];
+        for token in 0..512_u64 {
+            let row = &rows[(qwen_tune_model::mix(token) % 2048) as usize * 256..][..256];
+            let square = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / 256.0;
+            for ((sum, value), weight) in expected.iter_mut().zip(row).zip(&norm) {
+                let weight = f64::from(*weight) + f64::from(u8::from(model.spec.norm.zero_centred));
+                *sum += (f64::from(*value) * weight).powi(2) / (square + model.spec.norm.eps) / 512.0;
+            }
+        }
+        let queries =
+            |t: &&TensorSpec| t.layer == Some(0) && (t.name.contains("q_proj") || t.name.contains("in_proj_qkv"));
+        let first = model.inventory.iter().find(|t| queries(t) && t.shape.len() == 2).unwrap();
+        for (channel, (found, expected)) in importance.of(&first.name).unwrap().iter().zip(&expected).enumerate() {
+            let close = (f64::from(*found) / expected - 1.0).abs() < 1e-4;
+            assert!(close, "{family}, {}, {channel}: {found}, expected {expected}", first.name);
+        }
+        let unweighed = Importance::measure(&model, &cpu(), Storage { quantize: Quantize::Int8, ..storage }).unwrap();
+        assert!(unweighed.of(&first.name).is_none(), "{family}");
     }
 }
 

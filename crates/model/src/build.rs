@@ -11,6 +11,7 @@ use qwen_tune_weights::WeightError;
 
 use crate::config::Master;
 use crate::frozen::{Storage, frozen, host_numbers, waits, weight_dtype};
+use crate::importance::Importance;
 use crate::linear::{Linear, Lora};
 use crate::norm::RmsNorm;
 use crate::packed::packed;
@@ -64,6 +65,7 @@ struct Site<'a> {
     training: &'a Training,
     device: &'a Device,
     storage: Storage,
+    importance: &'a Importance,
     parameters: RefCell<Parameters>,
 }
 
@@ -83,9 +85,10 @@ impl<'a> Builder<'a> {
         training: &'a Training,
         device: &'a Device,
         storage: Storage,
+        importance: &'a Importance,
         make: impl FnOnce(&Builder<'_>) -> Result<T, BuildError>,
     ) -> Result<(T, Parameters), BuildError> {
-        let site = Site { model, training, device, storage, parameters: RefCell::default() };
+        let site = Site { model, training, device, storage, importance, parameters: RefCell::default() };
         let made = make(&Builder { site: &site, path: String::new() })?;
         Ok((made, site.parameters.into_inner()))
     }
@@ -143,8 +146,9 @@ impl<'a> Builder<'a> {
     pub fn matrix<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Matrix<D>, BuildError> {
         let full = self.join(name);
         let stored = self.find(&full, &shape)?;
-        let Site { model, device, storage, .. } = *self.site;
-        let packed = if self.trains(&full) { None } else { packed(model, stored, storage.quantize, device)? };
+        let Site { model, device, storage, importance, .. } = *self.site;
+        let frozen = || packed(model, stored, storage.quantize, importance.of(&full), device);
+        let packed = if self.trains(&full) { None } else { frozen()? };
         match packed {
             Some(packed) => {
                 let blocks = Blocks::new(packed, shape);
@@ -216,6 +220,7 @@ impl<'a> Builder<'a> {
     pub fn linear(&self, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear, BuildError> {
         let here = self.at(name);
         Ok(Linear {
+            name: here.join("weight"),
             weight: here.matrix("weight", [outputs, inputs])?,
             bias: if bias { Some(here.tensor("bias", [outputs], true)?) } else { None },
             adapter: here.lora([], [inputs, outputs])?,
@@ -228,6 +233,7 @@ impl<'a> Builder<'a> {
     /// As [`Builder::linear`].
     pub fn experts(&self, name: &str, count: usize, inputs: usize, outputs: usize) -> Result<Experts, BuildError> {
         Ok(Experts {
+            name: self.join(name),
             weight: self.matrix(name, [count, outputs, inputs])?,
             adapter: self.at(name).lora([count], [inputs, outputs])?,
         })

@@ -60,7 +60,8 @@ pub enum Quantize {
     /// Weights stay as `dtype` says.
     #[default]
     None,
-    /// 4-bit normal floats with scales of 8 bits for every 64 numbers, those of bitsandbytes: 4.13 bits a weight.
+    /// 4-bit normal floats with scales of 8 bits for every 64 numbers, which decode as those of bitsandbytes: 4.13 bits a weight.
+    /// Scales are chosen for the input channels that count; some tokens are taken through the model for that as it is loaded.
     Nf4,
     /// 8-bit integers with a scale for every output: 8 bits a weight, and hardly another loss than without.
     Int8,

@@ -15,6 +15,7 @@ use crate::build::{BuildError, Builder};
 use crate::context::Context;
 use crate::frozen::Storage;
 use crate::gated_delta::GatedDelta;
+use crate::importance::Importance;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
 use crate::parameters::{Matrix, Parameters, Pass};
@@ -189,11 +190,14 @@ impl Decoder {
         device: &Device,
         storage: impl Into<Storage>,
     ) -> Result<(Self, Parameters), BuildError> {
+        let storage = storage.into();
         let whole = ModelPart { blocks: (0..model.spec.layers.len()).collect(), vocabulary: None };
-        Self::load_part(model, &whole, training, device, storage)
+        let importance = Importance::measure(model, device, storage)?;
+        Self::load_rounded(model, &whole, training, device, storage, &importance)
     }
 
-    /// As [`Decoder::load`], a part of the model only: its specification is that of a model which is nothing more.
+    /// As [`Decoder::load`], a part of the model only: its specification is that of a model which is nothing more. What it
+    /// quantises is rounded without regard to what the rest of the model makes of it.
     ///
     /// # Errors
     /// As [`Decoder::load`].
@@ -204,7 +208,17 @@ impl Decoder {
         device: &Device,
         storage: impl Into<Storage>,
     ) -> Result<(Self, Parameters), BuildError> {
-        let storage = storage.into();
+        Self::load_rounded(model, part, training, device, storage.into(), &Importance::default())
+    }
+
+    fn load_rounded(
+        model: &ModelDir,
+        part: &ModelPart,
+        training: &Training,
+        device: &Device,
+        storage: Storage,
+        importance: &Importance,
+    ) -> Result<(Self, Parameters), BuildError> {
         let vocabulary = part.vocabulary.as_deref();
         let stored = [model.spec.vocab_size, model.spec.hidden_size];
         let spec = DecoderSpec {
@@ -212,7 +226,7 @@ impl Decoder {
             vocab_size: vocabulary.map_or(model.spec.vocab_size, <[u32]>::len),
             ..model.spec.clone()
         };
-        Builder::build(model, training, device, storage, |at| {
+        Builder::build(model, training, device, storage, importance, |at| {
             let block = |(index, &block): (usize, &usize)| -> Result<Block, BuildError> {
                 let made = Block::new(&at.at("layers").at(block), &spec, index, &spec.layers[index])?;
                 let mine = |tensor: &&TensorSpec| tensor.layer == Some(block) && storage.gives_back;

@@ -10,6 +10,8 @@ use crate::parameters::{Matrix, Pass, Weight};
 /// `y = x Wᵀ + b + s (x Aᵀ) Bᵀ`.
 #[derive(Debug, Clone)]
 pub struct Linear {
+    /// Name of the weight in the inventory.
+    pub name: String,
     /// `[out, in]`.
     pub weight: Matrix<2>,
     /// `[out]`.
@@ -63,6 +65,8 @@ impl Linear {
     /// Several layers on one input, which is read once.
     #[must_use]
     pub fn forward_all<const N: usize>(layers: [&Self; N], x: impl Into<Input<2>>, pass: &Pass<'_>) -> [Tensor<2>; N] {
+        let x = x.into();
+        pass.weigh(layers.map(|layer| &*layer.name), x.tensor());
         kernels::projections(
             x,
             layers.map(|layer| kernels::Projection {

@@ -15,7 +15,8 @@ use qwen_tune_weights::{MappedBytes, WeightError};
 
 use crate::config::Quantize;
 
-type Quantise = fn(&ModelDir, &TensorSpec) -> Result<Arc<dyn Packed>, WeightError>;
+/// Quantises a tensor; the mean squares of its input channels are given where they are known.
+type Quantise = fn(&ModelDir, &TensorSpec, Option<&[f32]>) -> Result<Arc<dyn Packed>, WeightError>;
 
 /// How a tensor becomes blocks.
 struct Format {
@@ -23,15 +24,19 @@ struct Format {
     multiple: usize,
     /// Bytes of a tensor.
     bytes: fn(&TensorSpec) -> u64,
+    /// Whether it makes use of how much input channels count.
+    weighs: bool,
     quantise: Quantise,
 }
 
 fn format(quantize: Quantize) -> Option<Format> {
     Some(match quantize {
         Quantize::None => return None,
-        Quantize::Nf4 => Format { multiple: 1, bytes: |tensor| Nf4::bytes_of(tensor.elements()), quantise: nf4 },
-        Quantize::Int8 => Format { multiple: 1, bytes: int8_bytes, quantise: int8 },
-        Quantize::Q4_0 => Format { multiple: Q4_0.block(), bytes: q4_0_bytes, quantise: q4_0 },
+        Quantize::Nf4 => {
+            Format { multiple: 1, bytes: |tensor| Nf4::bytes_of(tensor.elements()), weighs: true, quantise: nf4 }
+        }
+        Quantize::Int8 => Format { multiple: 1, bytes: int8_bytes, weighs: false, quantise: int8 },
+        Quantize::Q4_0 => Format { multiple: Q4_0.block(), bytes: q4_0_bytes, weighs: false, quantise: q4_0 },
     })
 }
 
@@ -43,12 +48,16 @@ fn rows(tensor: &TensorSpec) -> (usize, usize) {
     (outer.iter().product(), width)
 }
 
-fn nf4(model: &ModelDir, tensor: &TensorSpec) -> Result<Arc<dyn Packed>, WeightError> {
+fn nf4(model: &ModelDir, tensor: &TensorSpec, importance: Option<&[f32]>) -> Result<Arc<dyn Packed>, WeightError> {
     let numbers = tensor.elements() as usize;
-    Ok(Arc::new(Nf4::quantise(numbers, |first, values| model.read_elements_f32(tensor, first, values))?))
+    let read = |first: usize, values: &mut [f32]| model.read_elements_f32(tensor, first, values);
+    Ok(Arc::new(match importance {
+        Some(importance) => Nf4::quantise_for(importance, numbers, read)?,
+        None => Nf4::quantise(numbers, read)?,
+    }))
 }
 
-fn int8(model: &ModelDir, tensor: &TensorSpec) -> Result<Arc<dyn Packed>, WeightError> {
+fn int8(model: &ModelDir, tensor: &TensorSpec, _: Option<&[f32]>) -> Result<Arc<dyn Packed>, WeightError> {
     let (rows, width) = rows(tensor);
     Ok(Arc::new(Int8::quantise(rows, width, |first, values| model.read_elements_f32(tensor, first, values))?))
 }
@@ -57,7 +66,7 @@ fn int8_bytes(tensor: &TensorSpec) -> u64 {
     Int8::bytes_of(tensor.elements(), rows(tensor).0 as u64)
 }
 
-fn q4_0(model: &ModelDir, tensor: &TensorSpec) -> Result<Arc<dyn Packed>, WeightError> {
+fn q4_0(model: &ModelDir, tensor: &TensorSpec, _: Option<&[f32]>) -> Result<Arc<dyn Packed>, WeightError> {
     let (rows, width) = rows(tensor);
     let read = |first: usize, values: &mut [f32]| model.read_elements_f32(tensor, first, values);
     Ok(Arc::new(InFile(GgufBlocks::encode(Q4_0, rows, width, read)?)))
@@ -125,6 +134,11 @@ fn quantised(tensor: &TensorSpec, quantize: Quantize) -> Option<Format> {
     })
 }
 
+/// Whether a tensor is quantised to a format that makes use of how much its input channels count.
+pub(crate) fn weighs(tensor: &TensorSpec, quantize: Quantize) -> bool {
+    tensor.shape.len() > 1 && quantised(tensor, quantize).is_some_and(|format| format.weighs)
+}
+
 /// The blocks of a file that a tensor is left in: where they have few bits, or none are asked for.
 fn in_file(model: &ModelDir, tensor: &TensorSpec, quantize: Quantize, device: &Device) -> Option<GgufBlocks> {
     let halves = |blocks: &GgufBlocks| blocks.ty().block() == 1;
@@ -143,13 +157,14 @@ pub(crate) fn packed(
     model: &ModelDir,
     tensor: &TensorSpec,
     quantize: Quantize,
+    importance: Option<&[f32]>,
     device: &Device,
 ) -> Result<Option<Arc<dyn Packed>>, WeightError> {
     if let Some(blocks) = in_file(model, tensor, quantize, device) {
         return Ok(Some(Arc::new(InFile(blocks))));
     }
     let Some(format) = quantised(tensor, quantize) else { return Ok(None) };
-    let made = (format.quantise)(model, tensor)?;
+    let made = (format.quantise)(model, tensor, importance)?;
     model.release(tensor);
     Ok(Some(made))
 }

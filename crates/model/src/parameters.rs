@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use qwen_tune_kernels as kernels;
 
+use crate::importance::Importance;
 use crate::sparse::Routing;
 
 /// One trainable tensor.
@@ -147,6 +148,7 @@ pub struct Pass<'a> {
     parameters: &'a Parameters,
     tape: Option<Arc<Mutex<BTreeMap<usize, Tensor<1>>>>>,
     routing: Option<Arc<Mutex<Vec<Routing>>>>,
+    importance: Option<Arc<Mutex<Importance>>>,
     /// Adapters take part; off gives the base model.
     pub adapters: bool,
     /// Key of this step's dropout masks; `None` drops nothing.
@@ -161,7 +163,16 @@ impl<'a> Pass<'a> {
     /// Evaluation and generation: no tape, no dropout.
     #[must_use]
     pub fn plain(parameters: &'a Parameters) -> Self {
-        Self { parameters, tape: None, routing: None, adapters: true, dropout: None, ffn_chunk: None, first_token: 0 }
+        Self {
+            parameters,
+            tape: None,
+            routing: None,
+            importance: None,
+            adapters: true,
+            dropout: None,
+            ffn_chunk: None,
+            first_token: 0,
+        }
     }
 
     /// The forward of training without a tape: same masks as [`Pass::taped`] with the same key.
@@ -219,6 +230,24 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn routing(&self) -> Vec<Routing> {
         self.routing.as_ref().map(|noted| std::mem::take(&mut *locked(noted))).unwrap_or_default()
+    }
+
+    /// Linear layers note how large their inputs are, for [`Pass::importance`].
+    pub(crate) fn weighing(mut self) -> Self {
+        self.importance = Some(Arc::default());
+        self
+    }
+
+    /// Notes the inputs `[tokens, in]` of these weights, if anyone asked.
+    pub(crate) fn weigh<const N: usize>(&self, weights: [&str; N], x: &Tensor<2>) {
+        if let Some(noted) = &self.importance {
+            locked(noted).note(weights, x);
+        }
+    }
+
+    /// What a weighing pass noted; noted no longer.
+    pub(crate) fn importance(&self) -> Importance {
+        self.importance.as_ref().map(|noted| std::mem::take(&mut *locked(noted))).unwrap_or_default()
     }
 
     /// The weight of products for this pass; blocks stay blocks.

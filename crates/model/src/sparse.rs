@@ -26,6 +26,7 @@ pub struct Sparse {
 /// One linear layer of every expert, with its adapters: `[experts, out, in]`.
 #[derive(Debug, Clone)]
 pub struct Experts {
+    pub(crate) name: String,
     pub(crate) weight: Matrix<3>,
     pub(crate) adapter: Option<Lora<3>>,
 }
@@ -37,6 +38,8 @@ impl Experts {
 
     fn forward(&self, x_RI: impl Into<Input<2>>, groups: &Arc<Groups>, pass: &Pass<'_>) -> Tensor<2> {
         let adapter = Lora::of(self.adapter.as_ref(), pass);
+        let x_RI = x_RI.into();
+        pass.weigh([&*self.name], x_RI.tensor());
         kernels::grouped_linear(x_RI, pass.matrix(&self.weight), groups, adapter.as_ref())
     }
 }

@@ -1,11 +1,14 @@
 //! NF4: four bits a number, sixteen values spaced as a normal distribution is, under a scale for each 64 numbers; the scales
 //! themselves in eight bits (Dettmers et al. 2023, QLoRA, arXiv 2305.14314).
 //!
-//! Codes and bytes are those of bitsandbytes' `quantize_4bit(blocksize=64, quant_type="nf4", compress_statistics=True)`: the
-//! first of two numbers in the upper half of a byte, blocks along the flat tensor whatever its rows. The scales less their
-//! mean are quantised in blocks of 256 to the nearest value of an 8-bit map with a moving exponent. That library's own CPU
-//! build takes a neighbour of the nearest value now and then where both are about as near; its numbers decode here
-//! bit for bit all the same (`scripts/make_nf4_golden.py`).
+//! The layout is that of bitsandbytes' `quantize_4bit(blocksize=64, quant_type="nf4", compress_statistics=True)`, and so is
+//! every byte of [`Nf4::quantise`]; [`Nf4::quantise_for`] chooses other scales, which decode alike. The first of
+//! two numbers is in the upper half of a byte, blocks go along the flat tensor whatever its rows. The scales less their mean
+//! are quantised in blocks of 256 to the nearest value of an 8-bit map with a moving exponent. That library's own CPU build
+//! takes a neighbour of the nearest value now and then where both are about as near; its numbers decode here bit for bit all
+//! the same (`scripts/make_nf4_golden.py`).
+
+mod scale;
 
 use std::sync::LazyLock;
 
@@ -91,26 +94,67 @@ impl Nf4 {
         numbers.div_ceil(2) + blocks + 4 * blocks.div_ceil(SCALES as u64) + 4
     }
 
-    /// Quantises numbers that `read(first, values)` gives piece by piece.
+    /// Quantises numbers that `read(first, values)` gives piece by piece, each block under its largest magnitude: the bytes of
+    /// bitsandbytes.
     ///
     /// # Errors
     /// Those of `read`.
-    pub fn quantise<E>(numbers: usize, mut read: impl FnMut(usize, &mut [f32]) -> Result<(), E>) -> Result<Self, E> {
+    pub fn quantise<E>(numbers: usize, read: impl FnMut(usize, &mut [f32]) -> Result<(), E>) -> Result<Self, E> {
+        Self::under(numbers, |_, _, largest| largest, read)
+    }
+
+    /// As [`Nf4::quantise`] the rows of a matrix, or of several, each block under the scale that loses least where an error
+    /// at a channel counts as much as `importance` says, the mean square of that input, `[width]`. With equal numbers it is
+    /// the scale of least squares.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    ///
+    /// # Panics
+    /// If the rows are not whole.
+    pub fn quantise_for<E>(
+        importance: &[f32],
+        numbers: usize,
+        read: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let width = importance.len();
+        assert!(numbers.is_multiple_of(width.max(1)), "nf4: {numbers} numbers in rows of {width}");
+        let scale = |first: usize, values: &[f32], largest: f32| {
+            let mut weights = [0.0; BLOCK];
+            let mut channel = first % width;
+            for weight in &mut weights[..values.len()] {
+                *weight = importance[channel];
+                channel = if channel + 1 == width { 0 } else { channel + 1 };
+            }
+            scale::weighted(values, &weights[..values.len()], largest)
+        };
+        Self::under(numbers, scale, read)
+    }
+
+    /// Under the scales that `scale(first, values, largest)` gives blocks.
+    fn under<E>(
+        numbers: usize,
+        scale: impl Fn(usize, &[f32], f32) -> f32 + Sync,
+        mut read: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Self, E> {
         let mut codes = vec![0; numbers.div_ceil(2)];
-        let mut largest = vec![0.0; numbers.div_ceil(BLOCK)];
+        let mut chosen = vec![0.0; numbers.div_ceil(BLOCK)];
         let mut values = vec![0.0; numbers.min(PIECE)];
-        let pieces = codes.chunks_mut(PIECE / 2).zip(largest.chunks_mut(PIECE / BLOCK));
-        for (index, (codes, largest)) in pieces.enumerate() {
+        let pieces = codes.chunks_mut(PIECE / 2).zip(chosen.chunks_mut(PIECE / BLOCK));
+        for (index, (codes, chosen)) in pieces.enumerate() {
             let first = index * PIECE;
             let values = &mut values[..PIECE.min(numbers - first)];
             read(first, values)?;
-            let blocks = values.par_chunks(BLOCK).zip(codes.par_chunks_mut(BLOCK / 2)).zip(largest);
-            blocks.with_min_len(64).for_each(|((values, codes), largest)| *largest = quantise_block(values, codes));
+            let blocks = values.par_chunks(BLOCK).zip(codes.par_chunks_mut(BLOCK / 2)).zip(chosen).enumerate();
+            blocks.with_min_len(64).for_each(|(block, ((values, codes), chosen))| {
+                let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                *chosen = quantise_block(values, scale(first + block * BLOCK, values, largest), codes);
+            });
         }
-        let mean = (largest.iter().map(|&scale| f64::from(scale)).sum::<f64>() / largest.len().max(1) as f64) as f32;
-        let mut scales = vec![0; largest.len()];
-        let ranges = largest.chunks(SCALES).zip(scales.chunks_mut(SCALES));
-        let ranges = ranges.map(|(largest, codes)| quantise_scales(largest, mean, codes)).collect();
+        let mean = (chosen.iter().map(|&scale| f64::from(scale)).sum::<f64>() / chosen.len().max(1) as f64) as f32;
+        let mut scales = vec![0; chosen.len()];
+        let ranges = chosen.chunks(SCALES).zip(scales.chunks_mut(SCALES));
+        let ranges = ranges.map(|(chosen, codes)| quantise_scales(chosen, mean, codes)).collect();
         Ok(Self { numbers, codes, scales, ranges, mean })
     }
 
@@ -184,10 +228,9 @@ impl Packed for Nf4 {
     }
 }
 
-/// Writes the codes of a block; its largest magnitude.
-fn quantise_block(values: &[f32], codes: &mut [u8]) -> f32 {
-    let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    let (divisor, factor) = (largest.max(LEAST), 1.0 / largest.max(LEAST));
+/// Writes the codes of a block under a scale; the scale to decode them under.
+fn quantise_block(values: &[f32], scale: f32, codes: &mut [u8]) -> f32 {
+    let (divisor, factor) = (scale.max(LEAST), 1.0 / scale.max(LEAST));
     let code = |value: f32| {
         // The last block of a tensor, if it is not whole, is divided; the others are multiplied.
         let share = if values.len() == BLOCK { value * factor } else { value / divisor };
@@ -198,7 +241,7 @@ fn quantise_block(values: &[f32], codes: &mut [u8]) -> f32 {
         // Nothing behind the last number counts as zero.
         *codes = code(pair[0]) << 4 | code(pair.get(1).copied().unwrap_or(0.0));
     }
-    if values.len() == BLOCK { largest } else { divisor }
+    if values.len() == BLOCK { scale } else { divisor }
 }
 
 /// Writes the codes of some scales less their mean; the largest distance from it.

@@ -42,6 +42,11 @@ fn tensor() -> Vec<f32> {
     values
 }
 
+/// The script's mean squares of input channels.
+fn importance() -> Vec<f32> {
+    (0..1747).map(|i| if i % 97 == 5 { 500.0 } else { (1 + i * i % 13) as f32 }).collect()
+}
+
 fn quantised(values: &[f32]) -> Nf4 {
     let read = |first: usize, part: &mut [f32]| {
         part.copy_from_slice(&values[first..][..part.len()]);
@@ -80,6 +85,66 @@ fn a_tensor_becomes_the_codes_of_bitsandbytes() {
     for (range, expected) in ranges.iter().zip(floats(&golden["ranges"])) {
         assert!(close(*range, expected), "{range} {expected}");
     }
+}
+
+/// The channels of the numbers of a block.
+fn weights_of(block: usize, count: usize) -> Vec<f32> {
+    let importance = importance();
+    (0..count).map(|i| importance[(BLOCK * block + i) % importance.len()]).collect()
+}
+
+fn lost(values: &[f32], decoded: &[f32], weights: &[f32]) -> f64 {
+    let errors = values.iter().zip(decoded).zip(weights);
+    errors.map(|((value, decoded), weight)| f64::from(*weight) * f64::from(value - decoded).powi(2)).sum()
+}
+
+#[test]
+fn a_weighted_scale_is_the_one_of_least_loss() {
+    let golden = &golden()["weighted"];
+    assert_eq!(floats(&golden["shares"]), scale::SHARES);
+    let mut clear = 0;
+    for (block, values) in tensor().chunks(BLOCK).enumerate() {
+        let Some(chosen) = golden["chosen"][block].as_u64() else { continue };
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let scale = scale::weighted(values, &weights_of(block, values.len()), largest);
+        assert_eq!(scale, scale::SHARES[chosen as usize] * largest, "block {block}");
+        clear += 1;
+    }
+    assert!(clear > 280, "{clear} blocks");
+}
+
+#[test]
+fn the_scale_does_not_depend_on_the_instructions() {
+    for (block, values) in tensor().chunks(BLOCK).enumerate() {
+        let weights = weights_of(block, values.len());
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let expected = scale::plain(values, &weights, largest);
+        assert_eq!(scale::weighted(values, &weights, largest).to_bits(), expected.to_bits(), "block {block}");
+    }
+}
+
+#[test]
+fn numbers_that_meet_large_inputs_lose_less() {
+    let (values, importance) = (tensor(), importance());
+    let read = |first: usize, part: &mut [f32]| {
+        part.copy_from_slice(&values[first..][..part.len()]);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let loss = |packed: &Nf4| {
+        let mut decoded = vec![0.0; values.len()];
+        packed.decode(0, &mut decoded);
+        let blocks = values.chunks(BLOCK).zip(decoded.chunks(BLOCK)).enumerate();
+        blocks.map(|(block, (values, decoded))| lost(values, decoded, &weights_of(block, values.len()))).sum::<f64>()
+    };
+    let weighted = Nf4::quantise_for(&importance, values.len(), read).unwrap();
+    let (weighted, plain) = (loss(&weighted), loss(&quantised(&values)));
+    // The scales themselves are quantised after they are chosen.
+    let least = golden()["weighted"]["loss"].as_f64().unwrap();
+    assert!((weighted / least - 1.0).abs() < 0.02, "{weighted}, at best {least}");
+    assert!(weighted < 0.8 * plain, "{weighted}, unweighted {plain}");
+    // Of channels that are never used, bitsandbytes' own bytes.
+    let unused = Nf4::quantise_for(&[0.0; 1747], values.len(), read).unwrap();
+    assert_eq!(unused.parts(), quantised(&values).parts());
 }
 
 #[test]
