@@ -161,15 +161,7 @@ impl<'a> Pass<'a> {
     /// Evaluation and generation: no tape, no dropout.
     #[must_use]
     pub fn plain(parameters: &'a Parameters) -> Self {
-        Self {
-            parameters,
-            tape: None,
-            routing: None,
-            adapters: true,
-            dropout: None,
-            ffn_chunk: None,
-            first_token: 0,
-        }
+        Self { parameters, tape: None, routing: None, adapters: true, dropout: None, ffn_chunk: None, first_token: 0 }
     }
 
     /// The forward of training without a tape: same masks as [`Pass::taped`] with the same key.

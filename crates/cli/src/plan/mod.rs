@@ -257,10 +257,13 @@ impl Plan {
         }
         if recipe.run.ffn_chunk.tokens().flatten().is_some() && !load.splits_ffn() {
             faults.push(
-                Diagnostic::warning("chunks-of-dropped-experts", "masks of experts' inputs go by the rows of all tokens")
-                    .at(doc.span_of("run.ffn_chunk"))
-                    .label("is left out: other rows would be dropped in chunks")
-                    .hint("`lora.dropout = 0` allows chunks"),
+                Diagnostic::warning(
+                    "chunks-of-dropped-experts",
+                    "masks of experts' inputs go by the rows of all tokens",
+                )
+                .at(doc.span_of("run.ffn_chunk"))
+                .label("is left out: other rows would be dropped in chunks")
+                .hint("`lora.dropout = 0` allows chunks"),
             );
         }
         let faults = faults.stop_on_errors()?;

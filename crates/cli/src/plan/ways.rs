@@ -160,4 +160,3 @@ impl Load<'_> {
         told.into()
     }
 }
-

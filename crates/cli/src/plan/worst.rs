@@ -88,7 +88,8 @@ impl Lengths {
 
     /// Whether any step has more than one micro-batch.
     pub(super) fn accumulates(&self, layout: Layout, micro_batch: usize) -> bool {
-        self.first.is_empty() || self.all_steps(layout).any(|lengths| micro_batches(&lengths, layout, micro_batch).len() > 1)
+        self.first.is_empty()
+            || self.all_steps(layout).any(|lengths| micro_batches(&lengths, layout, micro_batch).len() > 1)
     }
 
     fn all_steps(&self, layout: Layout) -> impl Iterator<Item = Vec<usize>> {

@@ -22,9 +22,7 @@ pub use kept::{Numbers, kept_by_layer};
 pub use offload::Offload;
 pub use plan::{Forms, MemoryInput, MemoryPlan, plan};
 
-use crate::{
-    DecoderSpec, FfnSpec, HeadSpec, LayerFilter, LayerSpec, LoraTargets, Role, Switches, TensorSpec,
-};
+use crate::{DecoderSpec, FfnSpec, HeadSpec, LayerFilter, LayerSpec, LoraTargets, Role, Switches, TensorSpec};
 
 /// Numbers of the model's own weights.
 pub fn parameters(inventory: &[TensorSpec]) -> u64 {

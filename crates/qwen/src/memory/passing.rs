@@ -158,9 +158,7 @@ fn attention(hidden: u64, spec: &AttentionSpec, forms: Forms) -> [Numbers; 3] {
     let of_keys = Numbers { activations: 0, wide: 2 * keys };
     let backward = match forms {
         Forms::Cpu => [Numbers::activations(2 * queries + again + gate), of_keys],
-        Forms::Gpu => {
-            [Numbers::activations(4 * queries + 2 * keys + again + gate) + of_keys, Numbers::default()]
-        }
+        Forms::Gpu => [Numbers::activations(4 * queries + 2 * keys + again + gate) + of_keys, Numbers::default()],
     };
     [Numbers::activations(forward), backward[0], backward[1]]
 }

@@ -120,7 +120,7 @@ fn input<'a>(model: &'a Model, learned: &'a Learned, layers: usize) -> MemoryInp
         ffn_chunk: None,
         head_tokens: 2048,
         head_rows: 512,
-            forms: Forms::Cpu,
+        forms: Forms::Cpu,
         eval: Extent::of([4096]),
         update_in_place: false,
         offload: Offload::None,
