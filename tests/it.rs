@@ -8,7 +8,6 @@ mod clients;
 mod equivalence;
 mod golden;
 mod hostile;
-mod long;
 mod made_model;
 mod parity;
 mod plans;

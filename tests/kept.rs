@@ -18,7 +18,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use qwen_tune_model::{Block, Decoder, Parameters, Pass, Quantize, Storage, Training};
 use qwen_tune_qwen::gguf::{self, About, Quant, WriteOptions};
 use qwen_tune_qwen::memory::{self, Extent, Forms, Kept, Learned, MemoryInput, Offload, kept_by_layer};
-use qwen_tune_qwen::{ModelDir, Role, TensorSpec};
+use qwen_tune_qwen::{FfnSpec, LayerSpec, MixerSpec, ModelDir, Role, TensorSpec};
 use qwen_tune_train::backward::{Gradients, Staging, accumulate};
 use qwen_tune_train::{Likelihood, device};
 
@@ -176,45 +176,45 @@ fn planned(
         update_in_place: true,
         offload: Offload::None,
     });
-    plan.step as i64
+    (plan.kept + plan.layer.max(plan.head)) as i64
 }
 
+/// What threads hold for themselves while attention runs.
+const SCRATCH: f64 = 256.0 * 1024.0;
+
+/// Activations kept, blocks run again whole and in chunks, counted while gradients are formed. Attention with a dense feed-forward
+/// part: what recurrences and experts hold is planned too high in chunks, as PERFORMANCE.md says.
 #[test]
 fn a_step_holds_what_the_formula_says() {
     let _turn = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let device = device::open("cpu", Default::default()).unwrap().device;
+    let mut wrong = Vec::new();
     for name in names() {
         let golden = Golden::open(&name);
+        let is_plain =
+            |layer: &LayerSpec| matches!((&layer.mixer, &layer.ffn), (MixerSpec::Attention(_), FfnSpec::Dense { .. }));
+        let Some(index) = golden.model.spec.layers.iter().position(is_plain) else { continue };
         for training in [golden.lora(), golden.full()] {
             for dtype in [DType::F32, DType::BF16] {
                 let (decoder, parameters) = Decoder::load(&golden.model, &training, &device, dtype).unwrap();
-                for index in golden.model.spec.alike().iter().map(|kind| kind[0]) {
-                    let one = decoder.with_blocks(&[index]);
-                    for (recompute, ffn_chunk) in [(0, None), (1, None), (1, Some(256))] {
-                        let staging = Staging { ffn_chunk, ..Staging::plain(recompute) };
-                        let size = dtype.size() as u64;
-                        let held = |sequences| most(&one, &parameters, staging, sequences);
-                        let plan =
-                            |sequences| planned(&one, &golden, index, &learned(&training), size, staging, sequences);
-                        held(MANY);
-                        let tokens = ((MANY - FEW) * SEQUENCE) as f64;
-                        let (many, few) = (held(MANY), held(FEW));
-                        let (plan_many, plan_few) = (plan(MANY), plan(FEW));
-                        let what = if matches!(training, Training::Lora(_)) { "adapters" } else { "all" };
-                        eprintln!(
-                            "{name:38} {what:8} {dtype:?} layer {index} again {recompute} chunk {ffn_chunk:?}: slope {:.1} planned {:.1} ({:+.3}); peak {} planned {} ({:+.3})",
-                            (many - few) as f64 / tokens,
-                            (plan_many - plan_few) as f64 / tokens,
-                            (plan_many - plan_few) as f64 / (many - few) as f64 - 1.0,
-                            many,
-                            plan_many,
-                            plan_many as f64 / many as f64 - 1.0,
-                        );
+                let one = decoder.with_blocks(&[index]);
+                for (recompute, ffn_chunk) in [(0, None), (1, None), (1, Some(256))] {
+                    let staging = Staging { ffn_chunk, ..Staging::plain(recompute) };
+                    // Threads' buffers are there from the second time on.
+                    most(&one, &parameters, staging, MANY);
+                    let held = most(&one, &parameters, staging, MANY) as f64;
+                    let size = dtype.size() as u64;
+                    let plan = planned(&one, &golden, index, &learned(&training), size, staging, MANY) as f64;
+                    if (plan - held).abs() > 0.05 * held + SCRATCH {
+                        wrong.push(format!(
+                            "{name}, {dtype:?}, again {recompute}, chunk {ffn_chunk:?}: {held} bytes held, {plan} planned"
+                        ));
                     }
                 }
             }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// Bytes on the heap that a model holds, in pieces of some size, and those of its matrices by the plan.
