@@ -5,8 +5,8 @@ use burn::tensor::DType;
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_rounded, assert_same_bits, backward, double, finite_differences, leaf, on_threads,
-    wide,
+    Random, assert_close, assert_rounded, assert_same_bits, backward, double, finite_differences, leaf, on_cpu,
+    on_threads, wide,
 };
 
 /// Rows in any order.
@@ -29,7 +29,7 @@ fn rows_of_tokens_agree_with_the_reference() {
                 let routes = routes(&mut random, tokens, active);
                 let mut draw = |shape| if strided { random.view(shape) } else { random.tensor(shape) };
                 let (x, upstream) = (draw([tokens, width]), draw([tokens * active, width]));
-                let (fast, expected) = (leaf(&x), leaf(&x));
+                let (fast, expected) = (leaf(&x), leaf(&on_cpu(&x)));
                 let (rows, expected_rows) =
                     (spread(fast.clone(), &routes), reference::spread(expected.clone(), &routes));
                 assert_same_bits(&rows, &expected_rows, "rows");
@@ -50,7 +50,8 @@ fn sums_of_rows_agree_with_the_reference() {
                 let mut draw = |shape| if strided { random.view(shape) } else { random.tensor(shape) };
                 let (rows, weights) = (draw([tokens * active, width]), draw([tokens, active]));
                 let upstream = draw([tokens, width]);
-                let (fast, expected) = ([leaf(&rows), leaf(&weights)], [leaf(&rows), leaf(&weights)]);
+                let fast = [leaf(&rows), leaf(&weights)];
+                let expected = [leaf(&on_cpu(&rows)), leaf(&on_cpu(&weights))];
                 let y = combine(fast[0].clone(), fast[1].clone(), &routes);
                 let expected_y = reference::combine(expected[0].clone(), expected[1].clone(), &routes);
                 assert_close(&y, &expected_y, "y");
@@ -75,7 +76,7 @@ fn rows_of_bf16_are_those_of_f32_rounded() {
             for strided in [false, true] {
                 let routes = routes(&mut random, tokens, active);
                 let narrow = random.narrow([tokens, width], strided);
-                let (fast, exact) = (leaf(&narrow), leaf(&wide(&narrow)));
+                let (fast, exact) = (leaf(&narrow), leaf(&on_cpu(&wide(&narrow))));
                 let (rows, exact_rows) = (spread(fast.clone(), &routes), reference::spread(exact.clone(), &routes));
                 let upstream = random.narrow([tokens * active, width], strided);
                 assert_rounded(&rows, &exact_rows, "bf16 rows");
@@ -86,7 +87,8 @@ fn rows_of_bf16_are_those_of_f32_rounded() {
                 let weights = random.tensor([tokens, active]);
                 let rows = random.narrow([tokens * active, width], strided);
                 let upstream = random.narrow([tokens, width], strided);
-                let (fast, exact) = ([leaf(&rows), leaf(&weights)], [leaf(&wide(&rows)), leaf(&weights)]);
+                let (fast, exact) =
+                    ([leaf(&rows), leaf(&weights)], [leaf(&on_cpu(&wide(&rows))), leaf(&on_cpu(&weights))]);
                 let y = combine(fast[0].clone(), fast[1].clone(), &routes);
                 let exact_y = reference::combine(exact[0].clone(), exact[1].clone(), &routes);
                 assert_rounded(&y, &exact_y, "bf16 y");
