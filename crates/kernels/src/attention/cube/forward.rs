@@ -128,5 +128,5 @@ pub(super) fn forward<E: Float, N: Size>(
     }
     sync_cube();
     scale_rows::<N>(&mut sums, &factors, true, &mut scored, tile);
-    write_rows::<E, N>(&sums, out, &queries, first, &mut scored, tile);
+    write_rows::<E, N>(&mut sums, out, &queries, first, &mut scored, tile);
 }

@@ -118,10 +118,10 @@ pub(super) fn keys_backward<E: Float, N: Size>(
     }
     sync_cube();
     if comptime!(side.values()) {
-        write_rows::<E, N>(&dv_sums, dv, &keys, first, &mut scored, tile);
+        write_rows::<E, N>(&mut dv_sums, dv, &keys, first, &mut scored, tile);
     }
     if comptime!(side.keys()) {
-        write_rows::<E, N>(&dk_sums, dk, &keys, first, &mut scored, tile);
+        write_rows::<E, N>(&mut dk_sums, dk, &keys, first, &mut scored, tile);
     }
 }
 

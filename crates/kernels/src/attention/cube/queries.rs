@@ -96,5 +96,5 @@ pub(super) fn queries_backward<E: Float, N: Size>(
         at += strip;
     }
     sync_cube();
-    write_rows::<E, N>(&sums, dq, &queries, first, &mut scored, tile);
+    write_rows::<E, N>(&mut sums, dq, &queries, first, &mut scored, tile);
 }

@@ -86,7 +86,7 @@ fn fragment_of(tile: Tile, pass: usize, row: usize, column: usize) -> Option<usi
 
 /// Columns `pass·strip..` of the sums into the team's scores.
 #[cube]
-fn spill<N: Size>(sums: &Sums<N>, scores: &mut Shared<[f32]>, #[comptime] pass: usize, #[comptime] tile: Tile) {
+fn spill<N: Size>(sums: &mut Sums<N>, scores: &mut Shared<[f32]>, #[comptime] pass: usize, #[comptime] tile: Tile) {
     let stride = comptime!(tile.score_stride());
     let first = UNIT_POS_Y as usize * comptime!(tile.team_rows);
     #[unroll]
@@ -110,7 +110,7 @@ fn spill<N: Size>(sums: &Sums<N>, scores: &mut Shared<[f32]>, #[comptime] pass: 
 
 /// The same columns back.
 #[cube]
-fn refill<N: Size>(sums: &mut Sums<N>, scores: &Shared<[f32]>, #[comptime] pass: usize, #[comptime] tile: Tile) {
+fn refill<N: Size>(sums: &mut Sums<N>, scores: &mut Shared<[f32]>, #[comptime] pass: usize, #[comptime] tile: Tile) {
     let stride = comptime!(tile.score_stride());
     let first = UNIT_POS_Y as usize * comptime!(tile.team_rows);
     #[unroll]
@@ -175,7 +175,7 @@ pub(super) fn scale_rows<N: Size>(
 /// Writes the sums as rows `first..` of `out`, those that the sequence has; the team's scores are overwritten.
 #[cube]
 pub(super) fn write_rows<E: Float, N: Size>(
-    sums: &Sums<N>,
+    sums: &mut Sums<N>,
     out: &mut [Vector<E, N>],
     to: &Rows,
     first: usize,
