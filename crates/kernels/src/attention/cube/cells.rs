@@ -142,4 +142,3 @@ pub(super) fn over_row(
     }
     total
 }
-

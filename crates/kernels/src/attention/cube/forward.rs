@@ -5,10 +5,9 @@
 //! shared memory: weights stay below `e⁸`, which f32 sums and every 16-bit type hold with their full precision, and after the
 //! first strips of a row almost no strip rescales.
 //!
-//! FLOP: `4·d` a visible pair of query head and key, and half a cube's rows by a strip more on the diagonal. Bytes: queries and
-//! output once, keys and values once a piece from the cache. 8B (32 heads of 128) at 2,048 tokens: 16.8 MFLOP a token and layer,
-//! 0.60 GFLOP a token; at the 250 TFLOP/s that are hoped for on an H100 2.4 us a token, on an A100 (half of that) 5. What should
-//! bound it is shared memory, which scores and weights pass through: a strip of 32 moves 22 KiB a team for 524,288 FLOP.
+//! FLOP: `4·d` a visible pair of query head and key, and half a cube's tokens by a strip more on the diagonal; 8B (32 heads of
+//! 128) at 2,048 tokens: 0.60 GFLOP a token. Bytes: queries and output once, keys and values once a piece from the cache. What
+//! should bound it: [`super::tile`]; 2.2 us a token on an H100.
 
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;

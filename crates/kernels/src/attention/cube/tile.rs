@@ -6,17 +6,23 @@
 //!
 //! **What a strip costs.** With `R` own rows of the cube, a strip of `C`, heads of `d` numbers of `b` bytes: `2·R·C·d` FLOP a
 //! product, and `2·C·d·b` bytes from the cache for two panels. Two products forwards are `R/b` FLOP a byte: at 64 rows and 2
-//! bytes 64, so that 300 TFLOP/s want 4.7 TB/s of a cache that gives about 5.5 on an H100 and 4.5 on an A100. Backwards there
-//! are three products (queries) and four (keys) to the same bytes. From shared memory a team of 16 rows reads each number of
-//! a panel once for 32 FLOP: 16 FLOP a byte against the 128 bytes a clock of a multiprocessor, 2,048 FLOP a clock, which
-//! equals the tensor cores of an A100, is twice those of a GeForce and four fifths of what `mma.sync` gives on an H100.
+//! bytes 64 (an A100's cache gives about 4.5 TB/s, so 290 TFLOP/s), three products for queries 96, four for keys 128. Inside a
+//! multiprocessor a team of 16 rows reads each number of a panel for 16 rows only. With scores and weights, which pass through
+//! shared memory too, that is 26 KiB for 262,144 FLOP forwards, 42 for 393,216 (queries), 52 for 524,288 (keys): 9 to 10 FLOP a
+//! byte, 1,200 FLOP a clock. Shared memory is therefore what should bound all three on large cards: about 185 TFLOP/s on an A100,
+//! 280 on an H100, above what a GeForce multiplies with f32 sums. 8B at 2,048 tokens is 2.7 GFLOP a token (9 products; the
+//! blockwise form 7, and 19 us on an H100 by its bytes): 10 us a token on an H100 if nothing else is in the way, 15 on an A100.
+//! Teams of 32 rows, which the products know how to do, would read a third less and need all registers forwards.
 //!
 //! **What it holds**, d = 128 in 16 bits, rows padded by 16 bytes so that eight of them lie in different banks: forwards 17 KiB
-//! of queries, 17 KiB of keys and values (C = 32), 14 KiB of scores and weights: 50,048 bytes, two cubes in the 100 KiB of an
-//! sm_86 or sm_89, three in the 164 of an sm_80, four in the 227 of an sm_90. Backwards twice the own rows: 67 KiB, one, two and
-//! three cubes. Registers a unit: 64 of sums forwards and for queries, 128 for keys; with the fragments of a product, the strip
-//! that is on its way and addresses that leaves no spills below 255 up to d = 128 backwards and d = 256 forwards, which is
-//! why heads above 128 take the gradients of values and of keys one after the other.
+//! of queries, 17 KiB of keys and values (C = 32), 14 KiB of scores and weights: 49,408 bytes, two cubes in the 100 KiB of an
+//! sm_86 or sm_89, three in the 164 of an sm_80, four in the 227 of an sm_90. Backwards twice the own rows: 65 KiB for queries
+//! and 52 for keys (C = 16), one, two to three and three to four cubes.
+//!
+//! **Registers** a unit, by NVRTC 13.0 for sm_80 and sm_90a: d = 128 forwards 168 and 132, for queries 250 and 173, for keys 250
+//! and 244; d = 256 between 249 and 255, nothing spilled but 4 bytes of one kernel. That is why strips are half as long where
+//! sums of a row are more than [`LIGHT`] numbers (with 32 the same kernels spill up to 2.4 KB a unit), and why heads above that
+//! take the gradients of values and of keys one after the other.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -34,8 +40,8 @@ pub(super) const ACROSS: usize = 8;
 pub(super) const DOWN: usize = TEAM / ACROSS;
 /// Bytes at whose multiples allocations begin: fragments want 32.
 pub(super) const ALIGNMENT: usize = 128;
-/// Head size up to which a team has registers for two sums.
-const WIDE: usize = 128;
+/// Numbers of a row's sums up to which a unit has registers for its share of the longest strip.
+const LIGHT: usize = 128;
 
 /// Teams, rows of a team, rows of a strip: the largest first.
 const SHAPES: [[usize; 3]; 6] = [[4, 16, 32], [4, 16, 16], [2, 16, 16], [1, 16, 8], [1, 8, 8], [1, 4, 8]];
@@ -78,7 +84,7 @@ pub(super) enum Side {
 impl Side {
     /// Launches, in order, for heads of this size.
     pub(super) fn launches(size: usize) -> &'static [Self] {
-        if size <= WIDE { &[Self::Both] } else { &[Self::Values, Self::Keys] }
+        if size <= LIGHT { &[Self::Both] } else { &[Self::Values, Self::Keys] }
     }
 
     pub(super) fn keys(self) -> bool {
@@ -87,6 +93,13 @@ impl Side {
 
     pub(super) fn values(self) -> bool {
         self != Self::Keys
+    }
+}
+
+impl Work {
+    /// Sums of an own row.
+    fn sums(self) -> usize {
+        if self == Self::Keys(Side::Both) { 2 } else { 1 }
     }
 }
 
@@ -159,8 +172,10 @@ impl Tile {
         let cores = has_cores(like);
         let of_shape = |&[teams, team_rows, strip]: &[usize; 3]| Self { cores, teams, team_rows, strip, size, vector };
         let hardware = &properties.hardware;
+        let heavy = size * work.sums() > LIGHT;
         let fits = |tile: &Self| {
-            (!cores || tile.team_rows >= FRAGMENT && tile.strip >= FRAGMENT)
+            (!heavy || tile.strip <= FRAGMENT)
+                && (!cores || tile.team_rows >= FRAGMENT && tile.strip >= FRAGMENT)
                 && tile.shared_bytes(work, dtype.size()) <= hardware.max_shared_memory_size
                 && tile.units() <= hardware.max_units_per_cube as usize
         };
