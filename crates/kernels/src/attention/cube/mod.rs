@@ -22,9 +22,9 @@ use burn_cubecl::tensor::CubeTensor;
 use self::flash::Flash;
 use self::steps::{Kernels, buffer};
 use super::blockwise::{Layout, Steps};
+use crate::gpu::Cube;
 use crate::gpu::kept::Kept;
 use crate::gpu::tensor::{dense, float_operand, primitive};
-use crate::gpu::{Cube, Operand};
 use crate::tape::record;
 use crate::{Input, Segments};
 

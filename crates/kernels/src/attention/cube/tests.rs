@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::Tensor;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 
 use super::*;
 use crate::oracle::{
-    Random, assert_close, assert_nearly_rounded, assert_same_bits, backward, gpu, leaf, on_cpu, values, wide,
+    Random, assert_close, assert_nearly_rounded, assert_same_bits, backward, leaf, on_cpu, values, wide,
 };
 
 /// Segment lengths, query heads, key heads, head size, window.
