@@ -13,6 +13,12 @@ pub(super) fn cell_row(#[comptime] tile: Tile) -> usize {
     UNIT_POS_Y as usize * comptime!(tile.team_rows) + UNIT_POS_X as usize / comptime!(tile.lanes())
 }
 
+/// Which of its row's units this is.
+#[cube]
+pub(super) fn lane(#[comptime] tile: Tile) -> usize {
+    UNIT_POS_X as usize % comptime!(tile.lanes())
+}
+
 /// Cells side by side that are one unit's, before those of the next.
 fn run(tile: Tile) -> usize {
     if tile.cores { RUN } else { 1 }
@@ -22,7 +28,7 @@ fn run(tile: Tile) -> usize {
 #[cube]
 pub(super) fn cell_column(#[comptime] at: usize, #[comptime] tile: Tile) -> usize {
     let run = comptime!(run(tile));
-    (UNIT_POS_X as usize % comptime!(tile.lanes()) + comptime!(at / run * tile.lanes())) * run + comptime!(at % run)
+    (lane(tile) + comptime!(at / run * tile.lanes())) * run + comptime!(at % run)
 }
 
 /// Scores of the cube's rows, not written yet.

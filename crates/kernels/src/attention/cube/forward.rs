@@ -13,7 +13,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::cells::{
-    Join, cell_column, cell_row, new_numbers, new_scores, new_weights, over_row, read_cells, sync_team, write_cells,
+    Join, cell_column, cell_row, lane, new_numbers, new_scores, new_weights, over_row, read_cells, sync_team,
+    write_cells,
 };
 use super::panel::{brought, fetch, own_panel, panel, piece, put};
 use super::product::{accumulate, scores};
@@ -106,7 +107,7 @@ pub(super) fn forward<E: Float, N: Size>(
         // A row that has no sums yet has none to rescale.
         let moved = above > highest && highest > NONE;
         highest = above;
-        if UNIT_POS_X as usize % comptime!(tile.lanes()) == 0 {
+        if lane(tile) == 0usize {
             factors[own] = factor;
         }
         put::<E, N>(&next_v, &mut v_strip, strip, tile);
@@ -119,7 +120,7 @@ pub(super) fn forward<E: Float, N: Size>(
 
     let total = over_row(total, &mut exchange, Join::Sum, tile);
     sync_cube();
-    if UNIT_POS_X as usize % comptime!(tile.lanes()) == 0 {
+    if lane(tile) == 0usize {
         factors[own] = 1.0f32 / total;
         if inside {
             lse[queries.place(row)] = highest + total.ln();

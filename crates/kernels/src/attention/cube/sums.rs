@@ -6,7 +6,7 @@
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
-use super::cells::{cell_column, cell_row, sync_team};
+use super::cells::{cell_column, cell_row, lane, sync_team};
 use super::panel::Rows;
 use super::tile::{ACROSS, DOWN, FRAGMENT, Tile};
 
@@ -186,7 +186,7 @@ pub(super) fn write_rows<E: Float, N: Size>(
     if comptime!(tile.cores) {
         let row = cell_row(tile);
         let of_strip = comptime!(tile.strip / tile.vector);
-        let lane = UNIT_POS_X as usize % comptime!(tile.lanes());
+        let lane = lane(tile);
         #[unroll]
         for pass in 0..comptime!(passes(tile)) {
             spill::<N>(sums, scores, pass, tile);
