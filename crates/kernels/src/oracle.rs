@@ -33,6 +33,18 @@ impl Random {
         everywhere
     }
 
+    /// On the GPU only, where there is one.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn on_gpu(seed: u64) -> Option<Self> {
+        gpu().map(|device| Self::on(&device, seed))
+    }
+
+    /// The same where bf16 is a number format of the device.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn on_gpu_in_bf16(seed: u64) -> Option<Self> {
+        Self::on_gpu(seed).filter(|random| random.device.supports_dtype(DType::BF16))
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;

@@ -1,4 +1,4 @@
-//! Attention as batched products over blocks of queries: for devices whose products are much faster than their memory.
+//! Attention as batched products over blocks of queries: for GPUs that have no room for the tiles of a kernel without scores.
 //!
 //! A block is some tokens of the flat axis, whatever sequences they are of, and the keys from the first that any of them
 //! sees to its own last token; what lies in between and is not seen gets weight 0. So the number of products depends on the

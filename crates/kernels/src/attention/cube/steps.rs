@@ -1,84 +1,25 @@
-//! Attention on a GPU: the products of [`super::blockwise`], and between them one kernel a block in each direction.
-
-use std::sync::Arc;
+//! The products of [`super::super::blockwise`] with one kernel a block between them, in each direction.
 
 use burn::Tensor;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::blockwise::{Block, Layout, Steps};
+use crate::attention::blockwise::{Block, Layout, Steps};
 use crate::gpu::float::{largest, sum};
 use crate::gpu::group::{Group, row, row_max, row_sum};
-use crate::gpu::kept::Kept;
 use crate::gpu::places::starts;
 use crate::gpu::product::{product, wide_product};
-use crate::gpu::tensor::{dense, elem, elementwise, empty, float_operand, primitive, vector_size};
+use crate::gpu::tensor::{dense, elem, elementwise, empty, primitive, vector_size};
 use crate::gpu::{Cube, Operand};
-use crate::tape::record;
-use crate::{Input, Segments};
-
-/// `None` when an operand is not a tensor of a GPU, or they differ in their type.
-pub(super) fn attention(
-    [from_q, from_k]: [&Input<3>; 2],
-    v: &Tensor<3>,
-    segments: &Arc<Segments>,
-    scale: f32,
-    window: Option<usize>,
-) -> Option<Tensor<3>> {
-    let [q, k] = [from_q, from_k].map(Input::tensor);
-    if k.dtype() != q.dtype() || v.dtype() != q.dtype() || q.dims()[0] == 0 {
-        return None;
-    }
-    let parents = [float_operand(q)?, float_operand(k)?, float_operand(v)?];
-    let (kv_heads, group, size) = (k.dims()[1], q.dims()[1] / k.dims()[1], q.dims()[2]);
-    let layout = Layout { kv_heads, group, size, scale, window, segments: segments.clone() };
-    let plain = parents.each_ref().map(|parent| Tensor::<3>::from_primitive::<Cube>(parent.data()));
-    let (out, sums) = layout.forward::<Kernels>(plain.clone());
-    let saved_out = out.clone();
-    let [q, k, v] = plain;
-    let qk = [Kept::of(from_q, q), Kept::of(from_k, k)];
-    Some(record(Step, parents, primitive(out), || Saved { layout, qk, v, out: saved_out, sums }))
-}
-
-#[derive(Debug)]
-struct Step;
-
-#[derive(Clone, Debug)]
-struct Saved {
-    layout: Layout,
-    qk: [Kept<3>; 2],
-    v: Tensor<3>,
-    out: Tensor<3>,
-    /// Log-sum-exp of each block's rows.
-    sums: Vec<Tensor<2>>,
-}
-
-impl Backward<Cube, 3> for Step {
-    type State = Saved;
-
-    fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dout = Tensor::<3>::from_primitive::<Cube>(grads.consume::<Cube>(&ops.node));
-        let Saved { layout, qk: [q, k], v, out, sums } = ops.state;
-        let gradients = layout.backward::<Kernels>([q.get(), k.get(), v], &out, sums, dout);
-        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(node) = node {
-                grads.register::<Cube>(node.id, primitive(gradient));
-            }
-        }
-    }
-}
 
 /// The steps as kernels.
 #[derive(Debug)]
 pub(super) struct Kernels;
 
 /// A plain tensor, dense.
-fn buffer<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
+pub(super) fn buffer<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
     dense(&Operand::constant(primitive(tensor)))
 }
 
