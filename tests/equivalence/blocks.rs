@@ -108,7 +108,8 @@ fn through(quantize: Quantize, importance: &Importance, tensor: &TensorSpec, val
     };
     let rows = values.len() / width;
     let mut out = vec![0.0; values.len()];
-    match quantize {
+    let shared = ["self_attn.k_proj.weight", "self_attn.v_proj.weight"].iter().any(|end| tensor.name.ends_with(end));
+    match if shared && quantize == Quantize::Nf4 { Quantize::Int8 } else { quantize } {
         Quantize::None => out.copy_from_slice(values),
         Quantize::Nf4 => {
             let importance = importance.of(&tensor.name).expect("a linear layer's channels were weighed");

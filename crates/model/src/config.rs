@@ -1,7 +1,7 @@
 //! The recipe sections `[model]`, `[lora]` and `[full]`: which checkpoint, and what of it is trained.
 
 use qwen_tune_qwen::targets::{LayerFilter, LoraTargets};
-use qwen_tune_qwen::{Auto, KeyLayout};
+use qwen_tune_qwen::{Auto, KeyLayout, TensorSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -60,8 +60,9 @@ pub enum Quantize {
     /// Weights stay as `dtype` says.
     #[default]
     None,
-    /// 4-bit normal floats with scales of 8 bits for every 64 numbers, which decode as those of bitsandbytes: 4.13 bits a weight.
-    /// Scales are chosen for the input channels that count; some tokens are taken through the model for that as it is loaded.
+    /// 4-bit normal floats with scales of 8 bits for every 64 numbers, which decode as those of bitsandbytes: 4.13 bits a weight;
+    /// keys and values of attention, few but touchy, in `int8`. Scales are chosen for the input channels that count; some
+    /// tokens are taken through the model for that as it is loaded.
     Nf4,
     /// 8-bit integers with a scale for every output: 8 bits a weight, and hardly another loss than without.
     Int8,
@@ -80,6 +81,12 @@ impl Quantize {
             Self::Int8 => "int8",
             Self::Q4_0 => "q4_0",
         }
+    }
+
+    /// What a linear layer is quantised to.
+    #[must_use]
+    pub fn of(self, tensor: &TensorSpec) -> Self {
+        if self == Self::Nf4 && tensor.is_key_or_value() { Self::Int8 } else { self }
     }
 
     /// Whether any weight is quantised.

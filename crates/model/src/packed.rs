@@ -129,7 +129,7 @@ fn on_gpu(blocks: &GgufBlocks) -> Option<Ggml> {
 /// The format that a tensor is quantised to: linear layers and experts are. Embedding and head, whose rows and logits the
 /// loss sees directly, routers, whose choices jump, and all that is no matrix stay as they are.
 fn quantised(tensor: &TensorSpec, quantize: Quantize) -> Option<Format> {
-    format(quantize).filter(|format| {
+    format(quantize.of(tensor)).filter(|format| {
         matches!(tensor.role, Role::Linear(_) | Role::Experts) && rows(tensor).1.is_multiple_of(format.multiple)
     })
 }

@@ -33,6 +33,13 @@ impl TensorSpec {
         self.matrices().is_some() || matches!(self.role, Role::Embedding | Role::Head)
     }
 
+    /// Whether it makes the keys or the values of attention by itself. Where heads share those, it is small, and its errors are
+    /// those of every head that does.
+    pub fn is_key_or_value(&self) -> bool {
+        let last = self.module.as_deref().and_then(|module| module.rsplit('.').next());
+        matches!((self.role, last), (Role::Linear(Part::Attention), Some("k_proj" | "v_proj")))
+    }
+
     /// The matrices that an adapter would be put on; none of tensors that take no adapter.
     pub fn matrices(&self) -> Option<Matrices> {
         match (self.role, &self.shape[..]) {
