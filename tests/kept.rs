@@ -198,7 +198,15 @@ fn a_step_holds_what_the_formula_says() {
             for dtype in [DType::F32, DType::BF16] {
                 let (decoder, parameters) = Decoder::load(&golden.model, &training, &device, dtype).unwrap();
                 let one = decoder.with_blocks(&[index]);
-                for (recompute, ffn_chunk) in [(0, None), (1, None), (1, Some(256))] {
+                if !one.blocks()[0].is_trained() {
+                    continue;
+                }
+                // The lowest block's input is on no tape where the embedding does not learn: such a block keeps other things.
+                let ways: &[_] = match training {
+                    Training::Full(_) => &[(0, None), (1, None), (1, Some(256))],
+                    _ => &[(1, None), (1, Some(256))],
+                };
+                for &(recompute, ffn_chunk) in ways {
                     let staging = Staging { ffn_chunk, ..Staging::plain(recompute) };
                     // Threads' buffers are there from the second time on.
                     most(&one, &parameters, staging, MANY);

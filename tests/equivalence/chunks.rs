@@ -81,7 +81,8 @@ fn small_chunks_have_the_gradients_of_the_whole_tape() {
     }
 }
 
-/// In bf16 what is added up over chunks is rounded once a chunk: less than what rounding everywhere costs.
+/// In bf16 what is added up over chunks is rounded once a chunk: a part of what rounding everywhere costs. Where experts have few rows
+/// in a chunk, whose products are made in another way, every number may be rounded at another place.
 #[test]
 fn chunks_are_the_whole_within_the_rounding_of_bf16() {
     let joined = |(_, parameters): &(Decoder, Parameters), gradients: &Gradients| -> Vec<f32> {
@@ -102,7 +103,8 @@ fn chunks_are_the_whole_within_the_rounding_of_bf16() {
                 assert_same_loss(&golden, whole, chunked);
             }
             let (off, rounding) = (relative(&others, &gradients), relative(&gradients, &exact));
-            assert!(off <= rounding / 4.0, "{name}: off by {off:e}, off f32 by {rounding:e}");
+            let limit = if has_experts(&golden) { rounding } else { rounding / 4.0 };
+            assert!(off <= limit, "{name}: off by {off:e}, off f32 by {rounding:e}");
         }
     }
 }
