@@ -238,7 +238,7 @@ impl Load<'_> {
         let ffn_chunk_reason = chunk_open.then(|| match (budget, way.ffn_chunk) {
             (_, None) if !self.splits_ffn() => "masks of experts' inputs go by the rows of all tokens".to_owned(),
             (None, _) => "free memory is not known here; this needs least".to_owned(),
-            (Some(_), None) => format!("all tokens at a time fit: {}{of}", bytes(total)),
+            (Some(_), None) => "all tokens at a time fit".to_owned(),
             (Some(_), Some(_)) => {
                 let whole = self.total(Way { ffn_chunk: None, ..way }, width);
                 format!("all tokens at a time take {}{of}", bytes(whole))
