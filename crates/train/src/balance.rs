@@ -133,7 +133,7 @@ mod tests {
         let (one, mut two) = (spread(&[3, 1], &[2.5, 1.5], 1), spread(&[1, 3], &[1.0, 3.0], 1));
         let slope = Auxiliary::of(&[one.clone(), two.clone()]).expect("there are experts");
         two.mass[1] += 0.25;
-        let moved = Auxiliary::of(&[one.clone(), two.clone()]).expect("there are experts");
+        let moved = Auxiliary::of(&[one, two]).expect("there are experts");
         assert!((moved.value - slope.value - 0.25 * f64::from(slope.slope[1])).abs() < 1e-7);
     }
 }

@@ -13,7 +13,7 @@ enum Part {
     Known(f64),
     /// `-Σ logp·weight`.
     Weighted {
-        logp: HostCopy<1>,
+        logp: Box<HostCopy<1>>,
         weights: Vec<f32>,
     },
 }
@@ -26,7 +26,7 @@ impl Loss {
 
     /// `-Σ logp·weight` over the tokens.
     pub(crate) fn weighted(logp: HostCopy<1>, weights: Vec<f32>) -> Self {
-        Self { parts: vec![Part::Weighted { logp, weights }] }
+        Self { parts: vec![Part::Weighted { logp: Box::new(logp), weights }] }
     }
 
     pub(crate) fn add(&mut self, other: Self) {

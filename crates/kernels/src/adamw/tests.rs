@@ -128,7 +128,7 @@ fn what_is_no_number_leaves_everything_as_it_was() {
                 let (mut gradients, mut witnesses) = (gradients.clone(), [random.tensor([5]), random.tensor([700])]);
                 let spoiled = if in_witness { &mut witnesses[1] } else { &mut gradients[69] };
                 let [last] = spoiled.dims();
-                *spoiled = spoiled.clone().slice_fill([last - 1..last], wrong);
+                *spoiled = spoiled.clone().slice_fill(burn::tensor::s![last - 1..last], wrong);
                 let norm = Norm::of(&gradients.iter().collect::<Vec<_>>(), &witnesses.each_ref());
                 let mut after = state.clone();
                 // As a step has them: nobody else holds its memory.
